@@ -1,0 +1,59 @@
+"""The embedded world as data: made on the fly, nothing on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import overload
+
+from pivot.records import BadInput, Example
+from pivot.world.item import TASKS, Form, item
+
+
+@dataclass(frozen=True)
+class World(Sequence[Example]):
+    """Items 0 .. size-1 of one split and seed. A longer one starts with the shorter one."""
+
+    split: str
+    size: int
+    seed: int
+    pixels: int
+    tasks: tuple[str, ...]
+    form: Form
+
+    def __len__(self) -> int:
+        return self.size
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(index)
+        return item(self.split, self.seed, index % self.size, pixels=self.pixels, tasks=self.tasks, form=self.form)
+
+
+def read(
+    path: str | None = None,
+    *,
+    split: str = "train",
+    size: int = 2000,
+    seed: int = 0,
+    pixels: int = 48,
+    tasks: Sequence[str] | None = None,
+    form: Form = "pair",
+) -> World:
+    """Open the world. `path` is not used: there is no file. `tasks` restricts it to some of the sixteen families."""
+    for task in tasks or ():
+        if task not in TASKS:
+            near = get_close_matches(task, TASKS, n=1) or [", ".join(TASKS)]
+            raise BadInput(f"no task '{task}' in the world; did you mean {near[0]}?")
+    if size < 1 or not 48 <= pixels <= 384:
+        raise BadInput(f"world: size {size}, pixels {pixels}; give at least one item and 48 to 384 pixels")
+    if form not in ("pair", "caption", "turns"):
+        raise BadInput(f"world: no form '{form}'; known: pair, caption, turns")
+    return World(split, size, seed, pixels, tuple(tasks) if tasks else TASKS, form)

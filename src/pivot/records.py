@@ -1,0 +1,119 @@
+"""The records that cross stages. Plain frozen data, no torch: every folder may import this file, and it imports none."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    Picture = Image | Path | str | bytes
+
+Turn = Mapping[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
+Role = Literal["chosen", "rejected", "sampled"]
+AnswerKind = Literal["choice", "number", "text", "box", "maths", "open"]
+
+
+class BadInput(ValueError):
+    """Something the user gave is wrong. One line: what is wrong, where, and what to do. The CLI prints it and exits 2."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response to an example's prompt. `text` is turns when the conversation goes on; then the loss is on assistant turns only."""
+
+    text: str | Sequence[Turn]
+    role: Role = "chosen"
+    rating: float | None = None
+    error: str | None = None  # what is wrong with a rejected one
+    images: tuple[Picture, ...] | None = None  # replace the example's images for this branch
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a picture: what it is, its attributes, and a boolean (H, W) mask of the pixels where it is visible."""
+
+    kind: str
+    attributes: Mapping[str, str]
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Exact truth about a picture: class id per pixel (0 is background), the objects, and the region that the question is about."""
+
+    classes: np.ndarray  # (H, W) uint8
+    objects: tuple[Thing, ...]
+    region: np.ndarray  # (H, W) bool
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, one prompt, k responses, and what is needed to judge them."""
+
+    id: str
+    images: tuple[Picture, ...]
+    prompt: str | Sequence[Turn]
+    responses: tuple[Response, ...] = ()
+    answer: str | None = None
+    answer_kind: AnswerKind | None = None
+    task: str | None = None
+    domain: str | None = None
+    truth: Truth | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where an encoder's features are read.
+
+    `layer` indexes the hidden states as transformers counts them (0 embeddings, -1 last block, -2 penultimate);
+    `norm` says whether the final norm is applied; `prefix` is how many leading tokens (class token, registers) are dropped.
+    """
+
+    layer: int = -2
+    norm: bool = False
+    prefix: int = 0
+    pooling: Literal["mean", "class"] = "mean"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a probe or a bench found for one arm and seed.
+
+    `items` holds per-item values of leaf metrics (metric -> item id -> value), from which intervals and paired differences
+    are computed; `parts` says which metrics are unweighted means of which others (a domain of its tasks).
+    """
+
+    kind: Literal["probe", "bench"]
+    name: str
+    metrics: Mapping[str, float]
+    n: int
+    unit: str = "item"
+    arm: str = ""
+    seed: int = 0
+    fingerprint: str = ""
+    items: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def picture(source: Picture) -> Image:
+    """Decode one picture to RGB. A broken file is a `BadInput` that names it."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    where = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError:
+        raise BadInput(f"image not found: {where}; check the path or the data's image root") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as broken:
+        raise BadInput(f"image cannot be read: {where} ({broken}); replace it or drop the row") from None
