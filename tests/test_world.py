@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter, defaultdict
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -210,7 +211,7 @@ def test_text_does_not_tell_chosen_from_rejected(corpus: tuple[list, list]) -> N
         texts = []
         for row in rows:
             words = row[column].split()
-            pairs = ["_".join(p) for p in zip(words, words[1:], strict=False)]
+            pairs = ["_".join(p) for p in pairwise(words)]
             spelled = [f"{i}:{c}" for w in words if w.isupper() or w.isdigit() for i, c in enumerate(w)]
             texts.append(" ".join([*words, *pairs, *spelled, *(f"{q}|{w}" for q in (*row[1].split(), row[0]) for w in words)]))
         return texts

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pivot.records import BadInput
@@ -21,9 +23,11 @@ EXPORTS = {
 
 
 def names(folder: str) -> list[str]:
-    """Names that `find(folder, ...)` takes. Imports nothing of the folder's modules."""
+    """Names that `find(folder, ...)` takes: modules that define the export. Read as text, so that a list costs no import of torch."""
     package = importlib.import_module(f"pivot.{folder}")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+    defines = re.compile(rf"^(?:class|def) {EXPORTS[folder]}\b(?!\(Protocol\))", re.MULTILINE)
+    modules = [Path(place) / f"{m.name}.py" for place in package.__path__ for m in pkgutil.iter_modules([place]) if not m.ispkg]
+    return sorted(file.stem for file in modules if defines.search(file.read_text(encoding="utf-8")))
 
 
 def find(folder: str, name: str) -> Any:

@@ -31,6 +31,11 @@ class Pretraining:
     """Cross-entropy per patch. `share` is how much of a patch an object must cover to be its content."""
 
     share: float = 0.15
+    batch: int = 64
+    rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    save_every: int = 200
 
     def init(self, width: int) -> nn.Module:
         """The heads: thrown away after the stage."""

@@ -51,4 +51,4 @@ BITMAPS: dict[str, tuple[tuple[int, ...], ...]] = {
 _PAIRS = ("OQ", "EF", "CG", "MN", "UV", "PR", "BD", "IL", "KX", "AH", "TY", "SZ", "JW", "38", "17", "56", "24", "09")
 
 # Every glyph has one other that it is taken for, and is taken for by it: a misreading says nothing about which is true.
-LOOKALIKE: dict[str, str] = {a: b for pair in _PAIRS for a, b in (pair, pair[::-1])}
+LOOKALIKE: dict[str, str] = {pair[i]: pair[1 - i] for pair in _PAIRS for i in (0, 1)}

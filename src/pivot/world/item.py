@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -114,7 +114,7 @@ def say(claim: Claim, style: str) -> str:
     return claim.short if style == "short" else claim.explained
 
 
-def _conversation(made: Draft, dice: Dice, style: str) -> dict[str, object]:
+def _conversation(made: Draft, dice: Dice, style: str) -> dict[str, Any]:
     """The main question at a random place among others about the same picture, as one conversation."""
     more = [(q, short, long) for q, short, long in questions(made.scene, dice) if q != made.question][: TURNS - 1]
     asked = dice.shuffled([(made.question, made.answer.short, made.answer.explained), *more])

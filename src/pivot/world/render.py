@@ -6,6 +6,7 @@ brought to that unit before they are compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import isqrt
 
@@ -199,4 +200,4 @@ def _arrow(item: Arrow, xs: np.ndarray, ys: np.ndarray, unit: int) -> Painted:
     return inside, None
 
 
-_PAINT = {Shape: _shape, Panel: _panel, Glyph: _glyph, Bar: _bar, Arrow: _arrow}
+_PAINT: dict[type[Item], Callable[..., Painted]] = {Shape: _shape, Panel: _panel, Glyph: _glyph, Bar: _bar, Arrow: _arrow}

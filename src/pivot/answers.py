@@ -1,0 +1,180 @@
+"""Read the answer out of a free reply and compare it with the truth. Benchmarks and rewards share these rules; no torch.
+
+Reading never looks at the true answer: a reply is one guess, whoever asks. A reply that leaves it open ("red or blue") is none.
+
+- choice  one of `meta["choices"]`. Of yes and no, the first that is said decides. Of other choices the one that is named and
+          not denied ("not red"); a short answer may name only one, in an explained one the last counts, since evidence comes
+          before the conclusion. Single letters must have their case, or every article would be an A.
+- number  the last number, in digits of any script or in words below a hundred. "one" counts only where no other number
+          stands, because it is a pronoun as well ("the red one"). Ordinals and digits inside words are no numbers.
+- text    what stands after the last colon, else the last quoted part, else the last run of capitals and digits, else what
+          follows the last "is", "says", "reach" and the like, else all of it. Compared without case, punctuation and extra space.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import NamedTuple
+
+from pivot.records import BadInput, Example
+
+
+class Mention(NamedTuple):
+    """An answer that a reply names, and where."""
+
+    value: str
+    start: int
+    end: int
+
+
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+LEAVES_OPEN = re.compile(r"[\s,]*(?:\bor\b|/)(?:\s+(?:a|an|the|at|on|in|to|maybe|perhaps))*\s*", re.IGNORECASE)
+DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|than|instead of)|n['’]t)(?:\s+(?:a|an|the|at|on|in|to))*\s*$", re.IGNORECASE)
+
+
+def parse(reply: str, example: Example) -> str | None:
+    """What the reply answers, in the form of the example's answer kind; None if it answers nothing."""
+    if example.answer_kind == "choice":
+        choices = example.meta.get("choices")
+        if not choices:
+            raise BadInput(f"example {example.id} is a choice without choices; give them in meta['choices']")
+        return choice(reply, choices, several=example.meta.get("style") != "short")
+    if example.answer_kind == "number":
+        return number(reply)
+    if example.answer_kind == "text":
+        return text(reply)
+    raise BadInput(f"example {example.id} has answer kind '{example.answer_kind}', which has no rule here; known: choice, number, text")
+
+
+def same(parsed: str | None, example: Example) -> bool:
+    """Whether a parsed answer is the example's. Numbers are equal as numbers, words without case, punctuation and extra space."""
+    if example.answer is None:
+        raise BadInput(f"example {example.id} has no answer to compare with; give one or leave it out of the benchmark")
+    if parsed is None:
+        return False
+    if example.answer_kind != "number":
+        return normal(parsed) == normal(example.answer)
+    truth = number(example.answer)
+    if truth is None:
+        raise BadInput(f"example {example.id} has answer '{example.answer}', which is not a number; mend it or its answer kind")
+    return Decimal(parsed) == Decimal(truth)
+
+
+def grade(reply: str, example: Example) -> float:
+    """1 for a right reply, 0 for any other."""
+    return float(same(parse(reply, example), example))
+
+
+def normal(words: str) -> str:
+    """The words without case, punctuation and extra space; compatible characters (full-width letters, ligatures) count as one."""
+    return " ".join(WORD.findall(unicodedata.normalize("NFKC", words).casefold()))
+
+
+def _last(mentions: Sequence[Mention], reply: str) -> str | None:
+    """The last mention, unless the reply leaves open whether it is that one or the one before."""
+    if not mentions:
+        return None
+    last = mentions[-1]
+    if len(mentions) > 1 and mentions[-2].value != last.value and LEAVES_OPEN.fullmatch(reply, mentions[-2].end, last.start):
+        return None
+    return last.value
+
+
+# ---- choice
+
+
+def choice(reply: str, choices: Sequence[str], several: bool = True) -> str | None:
+    """The choice that the reply settles on. `several`: it may name others on its way."""
+    reply = unicodedata.normalize("NFKC", reply)
+    named = list(_named(reply, choices))
+    if {c.casefold() for c in choices} == {"yes", "no"}:
+        between = reply[named[0].end : named[1].start] if len(named) > 1 and named[0].value != named[1].value else ""
+        left_open = LEAVES_OPEN.fullmatch(between) or between.strip() in ("and", "&")
+        return named[0].value if named and not left_open else None
+    # Slices keep the look-back short: a denial stands right before what it denies.
+    named = [m for m in named if not DENIAL.search(reply[max(0, m.start - 24) : m.start])]
+    if len({m.value for m in named}) > 1 and not several:
+        return None
+    return _last(named, reply)
+
+
+def _named(reply: str, choices: Sequence[str]) -> list[Mention]:
+    """Choices in order of appearance, as whole words, the longest where several begin ("light blue" is not "blue")."""
+    words = list(WORD.finditer(reply))
+    keys = [word.group().casefold() for word in words]
+    wanted: dict[str, list[tuple[list[str], str]]] = {}
+    for option in sorted(choices, key=len, reverse=True):
+        if key := normal(option).split():
+            wanted.setdefault(key[0], []).append((key, option))
+    named: list[Mention] = []
+    at = 0
+    while at < len(words):
+        step = 1
+        for key, option in wanted.get(keys[at], ()):
+            letter = len(option) == 1 and option.isalpha()
+            if keys[at : at + len(key)] == key and (not letter or words[at].group() == option):
+                step = len(key)
+                named.append(Mention(option, words[at].start(), words[at + step - 1].end()))
+                break
+        at += step
+    return named
+
+
+# ---- number
+
+UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+VALUES = {word: i for i, word in enumerate(UNITS.split())} | {word: 20 + 10 * i for i, word in enumerate(TENS.split())}
+# A minus is a sign only where nothing stands before it that it could be taken from.
+SIGN = r"(?<![\w)\]])(?<![\d)\]]\s)[-−]"
+DIGITS = rf"(?<![\w.])(?P<sign>{SIGN})?(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?!\w)"
+SMALL, ROUND, UNIT = UNITS.replace(" ", "|"), TENS.replace(" ", "|"), "|".join(UNITS.split()[1:10])
+SPELT = rf"\b(?<!hundred )(?<!hundred and )(?:(?P<tens>{ROUND})(?:[-\s](?P<unit>{UNIT}))?|(?P<small>{SMALL}))\b(?!\s(?:hundred|thousand))"
+NUMBER = re.compile(f"{DIGITS}|{SPELT}", re.IGNORECASE)
+
+
+def number(reply: str) -> str | None:
+    """The last number of the reply in plain decimal form: "3", "-0.5"."""
+    found: list[Mention] = []
+    for match in NUMBER.finditer(reply):
+        if match["digits"]:
+            value = Decimal(match["digits"].replace(",", ""))
+            value = value.copy_negate() if match["sign"] else value
+        else:
+            value = Decimal(sum(VALUES[word.lower()] for word in (match["tens"], match["unit"], match["small"]) if word))
+        found.append(Mention(_plain(value), match.start(), match.end()))
+    counted = [m for m in found if reply[m.start : m.end].lower() != "one"]
+    return _last(counted or found, reply)
+
+
+def _plain(value: Decimal) -> str:
+    """Decimal form without trailing zeros or a negative zero. `normalize` would round to the context's 28 digits."""
+    plain = format(value, "f")
+    plain = plain.rstrip("0").rstrip(".") if "." in plain else plain
+    return "0" if plain == "-0" else plain
+
+
+# ---- text
+
+QUOTED = re.compile(r"[\"“”«]([^\"“”«»]+)[\"“”»]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)")
+CAPITALS = re.compile(r"(?<!\w)[A-Z0-9]+(?:[ -][A-Z0-9]+)*(?!\w)")
+LEAD = re.compile(r"\b(?:is|are|was|says|say|reads|read|shows|spells|reach)\b", re.IGNORECASE)
+
+
+def text(reply: str) -> str | None:
+    """The part of the reply that holds the answer, normalised."""
+    reply = unicodedata.normalize("NFKC", reply).strip()
+    tail = re.split(r":\s", reply)[-1]
+    if normal(tail):
+        reply = tail
+    quoted = [Mention(m[1] or m[2], m.start(), m.end()) for m in QUOTED.finditer(reply)]
+    capitals = [Mention(m[0], m.start(), m.end()) for m in CAPITALS.finditer(reply)] if re.search(r"[a-z]", reply) else []
+    for mentions in (quoted, capitals):
+        if mentions:
+            settled = _last(mentions, reply)
+            return normal(settled) or None if settled else None
+    after = LEAD.split(reply)[-1]
+    return normal(after) or normal(reply) or None

@@ -1,0 +1,175 @@
+"""Ask an MLLM a benchmark's questions, keep every reply, and measure.
+
+Scores are unweighted means on the way up: of a task's units, of a domain's tasks, of the domains. A unit is an item; items that
+share `meta["pair"]` are one unit, right only if all of its members are. What this module keeps of an item is enough to measure again
+without a model: `measure` reads the answers file's lines and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pivot.records import BadInput, Example, Measurement, Turn, picture
+from pivot.runfolder import append_jsonl, read_jsonl, to_json, write_bytes, write_jsonl
+
+if TYPE_CHECKING:
+    from pivot.model.mllm import MLLM
+
+Replier = Callable[[Sequence[Example]], Sequence[str]]
+Progress = Callable[[int, int], None]
+Row = dict[str, Any]
+
+SHOWN = 2  # pictures kept a task: two, so that a pair of twins is seen whole
+LONGEST = 48  # tokens a reply; the world's longest explained answer takes half of them
+
+
+class Benchmark(Protocol):
+    """What a module of this folder exports."""
+
+    def examples(self) -> Sequence[Example]:
+        """The items, each with an answer."""
+
+    def prompt(self, example: Example) -> str | Sequence[Turn]:
+        """What the model is asked."""
+
+    def parse(self, reply: str, example: Example) -> str | None:
+        """What the reply was understood to answer; None if nothing."""
+
+    def grade(self, reply: str, example: Example) -> float:
+        """0 to 1."""
+
+
+def greedy(mllm: MLLM) -> Replier:
+    """The model's own answers, without sampling."""
+    from pivot.model.sample import reply  # here, so that measuring kept answers again needs no torch
+
+    return lambda examples: reply(mllm, examples, max_new=LONGEST, batch=len(examples))
+
+
+def run(
+    benchmark: Benchmark,
+    reply: Replier,
+    file: Path,
+    *,
+    examples: Sequence[Example] | None = None,
+    arm: str = "",
+    seed: int = 0,
+    batch: int = 32,
+    fingerprint: str = "",
+    progress: Progress | None = None,
+) -> Measurement:
+    """Ask, write the answers file and pictures of some items beside it (`images/`), and return the measurement.
+
+    `examples` replace the benchmark's own. `reply` gets picture and prompt only, never the answer. With a `fingerprint` (of whatever
+    decides the replies: weights, template, ...) a killed run goes on from its last whole batch; batches stay as they were, so the
+    answers are the same as without the kill.
+    """
+    items = benchmark.examples() if examples is None else examples
+    name = type(benchmark).__module__.rpartition(".")[2]
+    if not len(items):
+        raise BadInput(f"benchmark {name} has no items; give data with at least one")
+    rows: list[Row] = []
+    shown: Counter[str] = Counter()
+    for asked, replies in _answered(benchmark, reply, items, file.with_suffix(".partial"), {"fingerprint": fingerprint, "batch": batch}):
+        for example, said in zip(asked, replies, strict=True):
+            row = _row(benchmark, example, said, name)
+            shown[row["task"]] += 1
+            if example.images and shown[row["task"]] <= SHOWN:
+                row["image"] = _keep_picture(example, file.parent)
+            rows.append(row)
+        if progress:
+            progress(len(rows), len(items))
+    found = measure(rows, name, arm=arm, seed=seed, fingerprint=fingerprint)
+    write_jsonl(file, rows)
+    file.with_suffix(".partial").unlink(missing_ok=True)
+    return found
+
+
+def _answered(
+    benchmark: Benchmark, reply: Replier, items: Sequence[Example], partial: Path, header: Mapping[str, Any]
+) -> Iterator[tuple[Sequence[Example], Sequence[str]]]:
+    """Batches with their replies, from `partial` as far as it holds the same questions, then asked and kept there."""
+    batch = header["batch"]
+    kept = read_jsonl(partial)
+    kept = kept[1:] if header["fingerprint"] and kept and kept[0] == header else []
+    write_jsonl(partial, [header, *kept])
+    for start in range(0, len(items), batch):
+        asked = items[start : start + batch]
+        bare = [Example(example.id, example.images, benchmark.prompt(example)) for example in asked]
+        before = kept[start : start + batch]
+        # A batch that the kill cut short differs as well.
+        if before and to_json([[b.id, b.prompt] for b in bare]) != to_json([[k["id"], k["prompt"]] for k in before]):
+            write_jsonl(partial, [header, *kept[:start]])
+            before = kept = []
+        if before:
+            yield asked, [k["reply"] for k in before]
+            continue
+        replies = list(reply(bare))
+        append_jsonl(partial, *({"id": b.id, "prompt": b.prompt, "reply": said} for b, said in zip(bare, replies, strict=True)))
+        yield asked, replies
+
+
+def _row(benchmark: Benchmark, example: Example, reply: str, name: str) -> Row:
+    """One line of the answers file."""
+    return {
+        "id": example.id,
+        "task": example.task or name,
+        "domain": example.domain or name,
+        "pair": example.meta.get("pair"),
+        "prompt": benchmark.prompt(example),
+        "reply": reply,
+        "parsed": benchmark.parse(reply, example),
+        "answer": example.answer,
+        "grade": benchmark.grade(reply, example),
+    }
+
+
+def _keep_picture(example: Example, folder: Path) -> str:
+    """Write an item's first picture as PNG; its path as the answers file names it."""
+    place = f"images/{re.sub(r'[^A-Za-z0-9._-]', '_', example.id)}.png"
+    png = io.BytesIO()
+    picture(example.images[0]).save(png, "PNG")
+    write_bytes(folder / place, png.getvalue())
+    return place
+
+
+def measure(rows: Sequence[Mapping[str, Any]], name: str, *, arm: str = "", seed: int = 0, fingerprint: str = "") -> Measurement:
+    """Scores per task and domain and their mean from the lines of an answers file. A twin whose partner was not asked is left out."""
+    twice = [key for key, count in Counter(row["id"] for row in rows).items() if count > 1]
+    if twice:
+        raise BadInput(f"benchmark {name} has item {twice[0]} more than once; give every item an id of its own")
+    members = Counter(row["pair"] for row in rows if row["pair"])
+    items: dict[str, dict[str, float]] = {}
+    domains: dict[str, list[str]] = {}
+    for row in rows:
+        if members[row["pair"]] == 1:
+            continue
+        task, unit = f"tasks/{row['task']}", row["pair"] or row["id"]
+        units = items.setdefault(task, {})
+        units[unit] = min(units.get(unit, 1.0), row["grade"])
+        tasks = domains.setdefault(f"domains/{row['domain']}", [])
+        if task not in tasks:
+            tasks.append(task)
+    if not items:
+        raise BadInput(f"benchmark {name} has nothing to score: every item is half of a pair; give both halves")
+    metrics = {task: fmean(units.values()) for task, units in items.items()}
+    metrics |= {domain: fmean(metrics[task] for task in tasks) for domain, tasks in sorted(domains.items())}
+    metrics["mean"] = fmean(metrics[domain] for domain in domains)
+    return Measurement(
+        kind="bench",
+        name=name,
+        metrics=metrics,
+        n=sum(map(len, items.values())),
+        unit="item, a pair of twins as one" if members else "item",
+        arm=arm,
+        seed=seed,
+        fingerprint=fingerprint,
+        items=items,
+        parts={**domains, "mean": sorted(domains)},
+    )

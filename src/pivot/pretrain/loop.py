@@ -1,0 +1,83 @@
+"""Stage 0: teach a tiny tower on its own, one pass over the data in their order. The heads are thrown away."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pivot.records import Example
+from pivot.runfolder import append_jsonl, read_jsonl, whole_file, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from pivot.model import MLLM
+    from pivot.pretrain.supervised import Pretraining
+
+
+def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], folder: Path, *, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Train the tower in place and yield a line of metrics per step. A killed one goes on from its last checkpoint.
+
+    Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
+    """
+    tower = mllm.parts()["tower"].train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        heads = objective.init(tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    learner = nn.ModuleDict({"tower": tower, "heads": heads})
+    optimiser = torch.optim.AdamW(learner.parameters(), lr=objective.rate, weight_decay=objective.weight_decay)
+    steps = len(examples) // objective.batch
+    checkpoint, log = folder / "checkpoint.pt", folder / "metrics.jsonl"
+    done, spent = _resume(checkpoint, learner, optimiser)
+    write_jsonl(log, [line for line in read_jsonl(log) if line["step"] <= done])
+
+    encoder = mllm.detach()
+    for step in range(done + 1, steps + 1):
+        began = time.perf_counter()
+        rows = examples[(step - 1) * objective.batch : step * objective.batch]
+        batch = {"pixels": encoder.pixels([e.images[0] for e in rows]), "targets": objective.targets(rows, encoder.grid[0])}
+        for group in optimiser.param_groups:
+            group["lr"] = objective.rate * _cosine(step, steps, objective.warmup)
+        loss, metrics = objective.loss(tower, batch, heads)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
+        optimiser.step()
+        spent += time.perf_counter() - began
+        line = {"step": step, "kind": "train", **metrics, "lr/tower": optimiser.param_groups[0]["lr"]}
+        append_jsonl(log, line)
+        if step % objective.save_every == 0 or step == steps:
+            _save(checkpoint, learner, optimiser, step, spent)
+        yield {**line, "steps": steps}
+
+    mllm.save(folder / "model")
+    facts = {"examples": steps * objective.batch, "batch": objective.batch, "steps": steps, "seconds": round(spent, 1)}
+    write_json(folder / "ledger.json", {"stage": "pretrain", "device": "cpu", **facts})
+    checkpoint.unlink(missing_ok=True)
+
+
+def _cosine(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over the first share of the steps, then half a cosine down to 2 %."""
+    ramp = max(1, round(steps * warmup))
+    if step <= ramp:
+        return step / ramp
+    return 0.02 + 0.49 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
+
+
+def _save(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, step: int, spent: float) -> None:
+    with whole_file(file) as unfinished:
+        torch.save({"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": spent}, unfinished)
+
+
+def _resume(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+    """Steps done and seconds spent before a kill."""
+    if not file.exists():
+        return 0, 0.0
+    state = torch.load(file, weights_only=True)
+    learner.load_state_dict(state["learner"])
+    optimiser.load_state_dict(state["optimiser"])
+    return state["step"], state["seconds"]

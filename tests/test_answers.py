@@ -1,0 +1,245 @@
+"""Reading answers out of free replies: tables of strings, the world's own sentences, and what may never happen."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pivot import answers
+from pivot.data import world
+from pivot.records import BadInput, Example
+
+COLOURS = ("red", "blue", "light blue", "green")
+NEVER = "the true answer is never looked at while reading"
+
+
+def example(kind: str | None, answer: str | None = NEVER, **meta: object) -> Example:
+    return Example("item-1", (), "?", answer=answer, answer_kind=kind, meta=meta)  # type: ignore[arg-type]
+
+
+# reply -> (explained, short); the same unless an explained answer may name several
+CHOICES: list[tuple[str, str | None, str | None]] = [
+    ("red", "red", "red"),
+    ("  Red. ", "red", "red"),
+    ("**RED**", "red", "red"),
+    ("The circle is red.", "red", "red"),
+    ("red red red", "red", "red"),
+    ("light blue", "light blue", "light blue"),
+    ("Light-Blue!", "light blue", "light blue"),
+    ("the light is blue", "blue", "blue"),
+    ("ｂｌｕｅ", "blue", "blue"),
+    ("red, blue", "blue", None),
+    ("the red one is left of the blue one, so it is green", "green", None),
+    ("red or blue", None, None),
+    ("red or blue, so green", "green", None),
+    ("it is red or maybe a blue", None, None),
+    ("red/blue", None, None),
+    ("not red but blue", "blue", "blue"),
+    ("blue, not red", "blue", "blue"),
+    ("blue rather than the red", "blue", "blue"),
+    ("it isn't red", None, None),
+    ("neither red nor blue", None, None),
+    ("reddish", None, None),
+    ("infrared", None, None),
+    ("violet", None, None),
+    ("", None, None),
+    (" \n\t ", None, None),
+    ("?!…", None, None),
+    ("🟥", None, None),
+]
+
+
+@pytest.mark.parametrize(("reply", "explained", "short"), CHOICES)
+def test_choices(reply: str, explained: str | None, short: str | None) -> None:
+    assert answers.parse(reply, example("choice", choices=COLOURS, style="explained")) == explained
+    assert answers.parse(reply, example("choice", choices=COLOURS, style="short")) == short
+
+
+def test_the_longest_of_choices_that_begin_alike_is_meant() -> None:
+    for choices in (("top", "top left"), ("top left", "top")):
+        assert answers.choice("at the top left", choices) == "top left"
+        assert answers.choice("at the top, left of it", choices) == "top left"  # punctuation does not part words
+        assert answers.choice("at the top", choices) == "top"
+
+
+YES_NO = [
+    ("yes", "yes"),
+    ("NO!", "no"),
+    ("no, blue", "no"),
+    ("Yes, there is no doubt.", "yes"),
+    ("There is no circle, so yes would be wrong", "no"),
+    ("no, yes", "no"),
+    ("yes or no", None),
+    ("yes/no", None),
+    ("Yes and no", None),
+    ("yesterday", None),
+    ("I cannot know", None),
+    ("y", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "read"), YES_NO)
+@pytest.mark.parametrize("style", ["short", "explained"])
+def test_of_yes_and_no_the_first_decides(reply: str, read: str | None, style: str) -> None:
+    assert answers.parse(reply, example("choice", choices=("yes", "no"), style=style)) == read
+
+
+LETTERS = [("B", "B"), ("(B)", "B"), ("a cat, so B", "B"), ("B. a dog", "B"), ("A or B", None), ("the answer is c", None), ("ABC", None)]
+
+
+@pytest.mark.parametrize(("reply", "read"), LETTERS)
+def test_letters_need_their_case(reply: str, read: str | None) -> None:
+    assert answers.parse(reply, example("choice", choices=tuple("ABCD"))) == read
+
+
+NUMBERS = [
+    ("3", "3"),
+    ("3.", "3"),
+    ("the sum of 2 and 3 is 5.", "5"),
+    ("2+3=5", "5"),
+    ("5-3", "3"),
+    ("-3", "-3"),
+    ("it is −4", "-4"),
+    ("-0", "0"),
+    ("3.50", "3.5"),
+    (".5", "0.5"),
+    ("1,000", "1000"),
+    ("1,234,567.80", "1234567.8"),
+    ("1,2", "2"),
+    ("12%", "12"),
+    ("$5", "5"),
+    ("５", "5"),
+    ("٣", "3"),
+    ("x²", None),
+    ("three", "3"),
+    ("Twenty-one", "21"),
+    ("ninety nine", "99"),
+    ("forty", "40"),
+    ("nine hundred", None),
+    ("two hundred and five", None),
+    ("zero", "0"),
+    ("one", "1"),
+    ("the red one stands beside 3 others", "3"),
+    ("three, if you count the red one", "3"),
+    ("3 or 4", None),
+    ("3/4", None),
+    ("3 or 4, I say 3", "3"),
+    ("the 3rd", None),
+    ("A3", None),
+    ("v1.2.3", None),
+    ("weighty, often", None),
+    ("many", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "read"), NUMBERS)
+def test_numbers(reply: str, read: str | None) -> None:
+    assert answers.parse(reply, example("number")) == read
+
+
+TEXTS = [
+    ("KAT", "kat"),
+    (" kat. ", "kat"),
+    ("the word is KAT.", "kat"),
+    ("THE WORD IS KAT", "kat"),
+    ("the word is kat", "kat"),
+    ('the word is "kat", I think', "kat"),
+    ("It says ‘Kat’!", "kat"),
+    ("from A you reach B.", "b"),
+    ("field B says 34.", "34"),
+    ("the number is 345.", "345"),
+    ("from small to large: red, blue,  green.", "red blue green"),
+    ("Answer: the word is KAT.", "kat"),
+    ("red, blue, green", "red blue green"),
+    ("KAT or KAR", None),
+    ("KAR, no: KAT", "kat"),
+    ("it reads K-7", "k 7"),
+    ("ＫＡＴ", "kat"),
+    ("don't", "don't"),
+    ("", None),
+    ("...", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "read"), TEXTS)
+@pytest.mark.parametrize("style", ["short", "explained"])
+def test_texts(reply: str, read: str | None, style: str) -> None:
+    assert answers.parse(reply, example("text", style=style)) == read
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "reply", "right"),
+    [
+        ("number", "3", "3.0", True),
+        ("number", "three", "there are 3", True),
+        ("number", "3", "30", False),
+        ("number", "3", "-3", False),
+        ("number", "0.1", "0.10000000000000000000000000000000000001", False),
+        ("text", "KAT", "kat!", True),
+        ("text", "KAT", "KAR", False),
+        ("text", "red, blue", "Red  Blue", True),
+        ("text", "red, blue", "blue, red", False),
+        ("text", "KAT", "", False),
+    ],
+)
+def test_grades(kind: str, answer: str, reply: str, right: bool) -> None:
+    assert answers.grade(reply, example(kind, answer)) == float(right)
+
+
+def test_the_world_is_read_as_it_speaks() -> None:
+    """Each of its sentences, right or wrong, is understood: the chosen one is right, a wrong one only where its verdict is the same."""
+    seen: set[tuple[str | None, str]] = set()
+    for item in world.read(split="validation", size=320):
+        seen.add((item.task, item.meta["style"]))
+        for response in item.responses:
+            verdict = item.meta["choices"] == ("yes", "no") and str(response.text).split(",")[0] == item.answer
+            assert answers.grade(str(response.text), item) == float(response.role == "chosen" or verdict), (item.prompt, response.text)
+    assert len(seen) == 32
+
+
+def test_reading_does_not_depend_on_the_truth() -> None:
+    texts = [row[0] for table in (CHOICES, YES_NO, LETTERS, NUMBERS, TEXTS) for row in table]
+    for kind in ("choice", "number", "text"):
+        for reply in texts:
+            read = {answers.parse(reply, example(kind, truth, choices=COLOURS)) for truth in ("red", "3", "KAT", None)}
+            assert len(read) == 1
+
+
+def test_any_text_is_read_in_bounded_time() -> None:
+    """No reply raises, and long hostile ones take linear time; a quadratic search of 100,000 characters would take minutes."""
+    dice = random.Random(0)
+    alphabet = "aA3 ,.-'\"/:or five red\n٣😀²\u0000\u202eß"
+    replies = ["".join(dice.choices(alphabet, k=dice.randrange(40))) for _ in range(500)]
+    hostile = ["1,111," * 16_000 + "x", "A " * 50_000 + "a", "'" * 100_000, "red or " * 15_000, "9" * 20_000, "x" * 100_000, "\n" * 100_000]
+    start = time.perf_counter()
+    for reply in [*replies, *hostile]:
+        for read in (answers.number(reply), answers.text(reply), answers.choice(reply, COLOURS)):
+            assert read is None or read
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (example("box", "1"), "answer kind 'box'"),
+        (example(None, "1"), "no rule"),
+        (example("choice", "red"), "without choices"),
+        (example("text", None), "no answer"),
+        (example("number", "many"), "not a number"),
+    ],
+)
+def test_an_example_that_cannot_be_graded_is_named(broken: Example, says: str) -> None:
+    with pytest.raises(BadInput, match=says) as caught:
+        answers.grade("1", broken)
+    assert "item-1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_answers_need_no_torch() -> None:
+    code = "import sys, pivot.answers; sys.exit(bool({'torch', 'numpy', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
