@@ -1,0 +1,248 @@
+"""An encoder and the tap through which its features are read.
+
+Shapes: B images, T tokens, P patches (T without the prefix), D width, h x w the patch grid (P = h * w).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pivot.encoder import projector as projectors
+from pivot.encoder import source, towers
+from pivot.encoder.geometry import Geometry, output_size
+from pivot.records import BadInput, Tap, picture
+from pivot.runfolder import hash_json, hash_tensors, read_json, whole_folder, write_json
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+    from pivot.records import Picture
+
+At = Literal["encoder", "projector"]
+TAP_FILE = "tap.json"
+WEIGHTS_FILE = "model.safetensors"
+PROJECTOR_FILE = "projector.safetensors"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder sees in some images, float32 on the CPU: `tokens` (B, P, D), `pooled` (B, D), and the patch grid."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+    grid: tuple[int, int]
+
+
+class _Reached(Exception):
+    """Carries the hidden state out of a forward pass that has come to the tap."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        self.hidden = hidden
+
+
+@dataclass(eq=False)
+class Encoder:
+    """A stock transformers vision model, its image processor, and its tap.
+
+    `projector` is the one that an MLLM put behind it, if it came out of one. `inside` then computes from images, through that
+    MLLM and its own processor, what goes into the projector and what comes out: `export` holds the folder against it.
+    """
+
+    model: PreTrainedModel = field(repr=False)
+    processor: BaseImageProcessor
+    tap: Tap
+    projector: nn.Module | None = None
+    inside: Callable[[Sequence[Picture]], tuple[torch.Tensor, torch.Tensor]] | None = None
+    family: towers.Family = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.family = towers.family(self.model.config)
+        towers.depth(self.model.config, self.tap)
+        towers.grid(self.model.config, output_size(self.processor))
+        if self.tap.pooling == "class" and self.family.prefix == 0:
+            raise BadInput(f"pooling 'class': {self.family.name} has no class token; use pooling 'mean'")
+
+    @classmethod
+    def load(cls, name: str | Path, *, tap: Tap | None = None, dtype: str = "float32") -> Self:
+        """Open `hf:ID`, a transformers folder, or a detached encoder's folder, whose tap and weight hash are then read too.
+
+        A combined image-text model gives its vision part alone. Bad names, missing or changed weights are a `BadInput`.
+        """
+        config, model, processor = source.load(str(name), dtype)
+        folder = Path(name)
+        if not (folder / TAP_FILE).is_file():
+            return cls(model, processor, tap or towers.default_tap(config))
+        try:
+            stored = read_json(folder / TAP_FILE)
+            _check_hash(folder / WEIGHTS_FILE, stored["weights"])
+            projector = _load_projector(folder, stored["projector"], model.dtype)
+            return cls(model, processor, tap or Tap(**stored["tap"]), projector)
+        except (KeyError, TypeError) as error:
+            raise BadInput(f"{folder / TAP_FILE} is not what this version writes ({error}); detach the encoder again") from None
+
+    @classmethod
+    def tiny(cls, name: str, *, pixels: int = 48, layer: int = -2, seed: int = 0, **sizes: int) -> Self:
+        """A small encoder of any family of the table, with random weights."""
+        model = towers.tiny(name, pixels=pixels, seed=seed, **sizes)
+        return cls(model, source.square_processor(model.config, pixels), towers.default_tap(model.config, layer))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image as the processor gives it."""
+        return towers.grid(self.model.config, output_size(self.processor))
+
+    @property
+    def geometry(self) -> Geometry:
+        """Where a picture's pixels land on that grid."""
+        return Geometry.of(self.processor, self.grid)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Parts of the source that this encoder left behind: a text tower, a pooling head."""
+        return tuple(getattr(self.model.config, "pivot_left_out", ()))
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move model and projector; returns itself."""
+        self.model.to(device)  # type: ignore[arg-type]
+        if self.projector is not None:
+            self.projector.to(device)
+        return self
+
+    def pixels(self, images: Sequence[Picture]) -> torch.Tensor:
+        """Images as this encoder's processor gives them: (B, 3, H, W)."""
+        values = self.processor(images=[picture(image) for image in images], return_tensors="pt")["pixel_values"]
+        return values.to(self.model.device, self.model.dtype)
+
+    def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The hidden state at the tap, prefix included: (B, T, D). Nothing above the tap is run. Gradients flow if enabled."""
+        below, blocks = towers.depth(self.model.config, self.tap), towers.blocks(self.model)
+
+        def stop(_module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
+            reached = inputs[0] if below == 0 else output
+            raise _Reached(reached[0] if isinstance(reached, tuple) else reached)
+
+        # The hook ends the pass by an exception: it spares the blocks above and works for every family alike.
+        handle = blocks[0].register_forward_pre_hook(stop) if below == 0 else blocks[below - 1].register_forward_hook(stop)
+        try:
+            self.model(pixel_values)
+        except _Reached as reached:
+            hidden = reached.hidden
+        finally:
+            handle.remove()
+        return towers.final_norm(self.model)(hidden) if self.tap.norm else hidden
+
+    def read(self, pixel_values: torch.Tensor, at: At = "encoder") -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch tokens (B, P, D) and pooled features (B, D) of processed images."""
+        hidden = self.hidden(pixel_values)
+        tokens = hidden[:, self.tap.prefix :]
+        if at == "projector":
+            tokens = self._project(tokens)
+        elif at != "encoder":
+            raise BadInput(f"features at '{at}': choose encoder or projector")
+        return tokens, hidden[:, 0] if self.tap.pooling == "class" else tokens.mean(dim=1)
+
+    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self.projector is None:
+            raise BadInput("features at 'projector': this encoder has no projector; use one that was detached from an MLLM, or 'encoder'")
+        if self.tap.pooling == "class":
+            raise BadInput("features at 'projector': the class token never passes through it; use pooling 'mean'")
+        return self.projector(tokens)
+
+    def stream(self, images: Iterable[Picture], at: At = "encoder", batch: int = 32) -> Iterator[Features]:
+        """Features of images, a batch at a time, in order. Images are decoded as they are needed."""
+        waiting = iter(images)
+        while chunk := list(itertools.islice(waiting, batch)):
+            pixel_values = self.pixels(chunk)
+            with torch.no_grad(), _resting(self.model, self.projector):
+                tokens, pooled = self.read(pixel_values, at)
+            yield Features(tokens.float().cpu(), pooled.float().cpu(), self.grid)
+
+    def features(self, images: Iterable[Picture], at: At = "encoder", batch: int = 32) -> Features:
+        """Features of images at the tap (or behind the projector): eval mode, no gradient, deterministic."""
+        parts = list(self.stream(images, at, batch))
+        if not parts:
+            raise BadInput("features of no images; give at least one")
+        return Features(torch.cat([p.tokens for p in parts]), torch.cat([p.pooled for p in parts]), self.grid)
+
+    def fingerprint(self) -> str:
+        """sha256 over everything that features depend on: weights, config, processor, tap, projector."""
+        config = self.model.config.to_dict()
+        processor = self.processor.to_dict()
+        passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out", "processor_class"}
+        parts = {
+            "config": {k: str(v) if k in ("dtype", "torch_dtype") else v for k, v in config.items() if k not in passing},
+            "processor": {k: v for k, v in processor.items() if k not in passing},
+            "tap": asdict(self.tap),
+            "weights": hash_tensors(self.model.state_dict()),
+            "projector": None if self.projector is None else hash_tensors(self.projector.state_dict()),
+        }
+        return hash_json(parts)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors, preprocessor_config.json, tap.json and what belongs to the projector, whole."""
+        with whole_folder(folder) as unfinished:
+            self.write(unfinished)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of `save` into an existing folder, one by one."""
+        with source.quiet():
+            self.model.save_pretrained(folder, max_shard_size="1TB")
+            self.processor.save_pretrained(folder)
+        kept = None
+        if self.projector is not None:
+            state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.projector.state_dict().items()}
+            save_file(state, folder / PROJECTOR_FILE, metadata={"format": "pt"})
+            kept = {**projectors.describe(self.projector), "weights": hash_tensors(state)}
+        facts = {
+            "family": self.family.name,
+            "tap": asdict(self.tap),
+            "weights": hash_tensors(load_file(folder / WEIGHTS_FILE)),
+            "projector": kept,
+            "left_out": self.left_out,
+        }
+        write_json(folder / TAP_FILE, facts)
+
+    def tapped(self, **changes: Any) -> Self:
+        """The same encoder read elsewhere, for example `tapped(layer=-1, norm=True)`. Weights are shared."""
+        return replace(self, tap=replace(self.tap, **changes))
+
+
+@contextmanager
+def _resting(*modules: nn.Module | None) -> Iterator[None]:
+    """Eval mode inside the block. A tower that is still part of a model in training goes back to it."""
+    training = [module for module in modules if module is not None and module.training]
+    for module in training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def _load_projector(folder: Path, stored: Mapping[str, Any] | None, dtype: torch.dtype) -> nn.Module | None:
+    if stored is None:
+        return None
+    weights = _check_hash(folder / PROJECTOR_FILE, stored["weights"])
+    module = projectors.build(stored)
+    module.load_state_dict(weights)
+    return module.to(dtype).eval()
+
+
+def _check_hash(file: Path, expected: str) -> dict[str, torch.Tensor]:
+    """Tensors of a file, if they are the ones that were saved."""
+    if not file.is_file():
+        raise BadInput(f"file not found: {file}; detach the encoder again")
+    weights = load_file(file)
+    if hash_tensors(weights) != expected:
+        raise BadInput(f"weights changed: {file} does not match the hash in {TAP_FILE}; detach the encoder again")
+    return weights

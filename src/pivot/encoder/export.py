@@ -1,0 +1,156 @@
+"""Take an encoder out: a folder in transformers' own format, and the proof that its features are those inside the MLLM."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from pivot.encoder import source, towers
+from pivot.encoder.encoder import Encoder
+from pivot.records import BadInput, picture
+from pivot.runfolder import whole_folder, write_json
+
+if TYPE_CHECKING:
+    from pivot.records import Picture
+
+PARITY_FILE = "parity.json"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a folder's features are from those of the model it came out of, and what in it is stale."""
+
+    difference: float  # largest absolute difference of a token, through plain transformers
+    projector_difference: float | None  # the same behind the projector, through this package
+    against: str  # "mllm": what the MLLM feeds its projector; "encoder": the encoder in memory
+    read: str  # the expression that gives the features
+    images: int
+    shape: tuple[int, ...]  # of the compared tokens (B, P, D)
+    dtype: str
+    device: str
+    through: str
+    truncated: bool
+    stale: tuple[str, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether not one bit of a feature changed."""
+        return self.difference == 0 and self.projector_difference in (None, 0)
+
+
+def export(encoder: Encoder, folder: str | Path, images: Sequence[Picture] | None = None, *, truncate: bool = False) -> Parity:
+    """Write the folder whole, `parity.json` included. `truncate` leaves out the blocks above the tap.
+
+    The comparison opens the folder with plain `AutoModel` and `AutoImageProcessor`; without images it uses noise of several sizes.
+    """
+    pictures = list(noise(encoder.grid)) if images is None else [picture(image) for image in images]
+    out = truncated(encoder) if truncate else encoder
+    with whole_folder(folder) as unfinished:
+        out.write(unfinished)
+        parity = _compare(encoder, out, unfinished, pictures)
+        write_json(unfinished / PARITY_FILE, {**asdict(parity), "exact": parity.exact})
+    return parity
+
+
+def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Image.Image]) -> Parity:
+    device = encoder.model.device
+    tokens, projected = _inside(encoder, images)
+    with torch.no_grad(), source.quiet():
+        model = AutoModel.from_pretrained(folder).to(device).eval()
+        pixels = AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
+        found = model(pixels.to(device, model.dtype), output_hidden_states=True).hidden_states[out.tap.layer]
+        found = towers.final_norm(model)(found) if out.tap.norm else found
+    behind = None
+    if encoder.projector is not None and projected is not None:
+        reopened = Encoder.load(folder, dtype=str(model.dtype).removeprefix("torch.")).to(device)
+        behind = _largest(reopened.features(images, "projector", len(images)).tokens, projected)
+    tap = out.tap
+    expression = f"{out.family.norm}(hidden_states[{tap.layer}])" if tap.norm else f"hidden_states[{tap.layer}]"
+    return Parity(
+        difference=_largest(found[:, tap.prefix :], tokens),
+        projector_difference=behind,
+        against="encoder" if encoder.inside is None else "mllm",
+        read=f"{expression}[:, {tap.prefix}:]",
+        images=len(images),
+        shape=tuple(tokens.shape),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=device.type,
+        through=f"transformers {transformers.__version__}, {type(model).__name__}",
+        truncated=out is not encoder,
+        stale=tuple(stale(out)),
+    )
+
+
+def _inside(encoder: Encoder, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Tokens in front of the projector and behind it, as the MLLM computes them; without one, as the encoder in memory does."""
+    if encoder.inside is not None:
+        return encoder.inside(images)
+    tokens = encoder.features(images, batch=len(images)).tokens
+    return tokens, None if encoder.projector is None else encoder.features(images, "projector", len(images)).tokens
+
+
+def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest absolute difference. NaN is reported as infinite: it must not pass for equal."""
+    difference = (a.detach().float().cpu() - b.detach().float().cpu()).abs().max().item()
+    return difference if difference == difference else float("inf")
+
+
+def truncated(encoder: Encoder) -> Encoder:
+    """The encoder without the blocks above its tap, read at the last block. The blocks that stay keep their weights."""
+    model, tap = encoder.model, encoder.tap
+    below, path = towers.depth(model.config, tap), towers.blocks_name(model)
+    if below == 0:
+        raise BadInput("truncate: a tap at layer 0 leaves no block; choose a higher layer or keep the encoder whole")
+    settings = {**copy.deepcopy(model.config.to_dict()), "num_hidden_layers": below}
+    for derived in ("stage_names", "out_features", "out_indices"):  # lists of blocks that backbone configs rebuild
+        settings.pop(derived, None)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if not _block_at_or_after(name, path, below)}
+    with torch.random.fork_rng(devices=[]):
+        shorter = AutoModel.from_config(type(model.config)(**settings))
+    shorter.load_state_dict(kept)
+    shorter = shorter.to(model.device, model.dtype).eval()
+    return replace(encoder, model=shorter, tap=replace(tap, layer=-1))
+
+
+def _block_at_or_after(name: str, path: str, first: int) -> bool:
+    return name.startswith(f"{path}.") and int(name[len(path) + 1 :].split(".")[0]) >= first
+
+
+def stale(encoder: Encoder) -> list[str]:
+    """What in this encoder training through the tap leaves behind, as sentences for a reader of the folder."""
+    model, tap = encoder.model, encoder.tap
+    row, layers, below = encoder.family, model.config.num_hidden_layers, towers.depth(model.config, tap)
+    unread = towers.above(model, tap)
+    found = []
+    if below < layers:
+        which = f"block {layers}" if below == layers - 1 else f"blocks {below + 1} to {layers}"
+        found.append(
+            f"{which} of {layers}: above the tap, as before training; last_hidden_state passes through, so read hidden_states[{tap.layer}]"
+        )
+    if any(name.rpartition(".")[2] == row.norm for name in unread):
+        found.append(
+            f"{row.norm}: the final norm, as before training and made for the last block of the whole encoder; the tap is in front of it"
+        )
+    if any(name.rpartition(".")[2] == row.head for name in unread):
+        found.append(f"{row.head}: the pooling head, as before training; pooler_output does not follow the trained blocks")
+    for part in encoder.left_out:
+        consequence = "zero-shot use with it is void" if part == "text tower" else "there is no pooler_output"
+        found.append(f"{part}: left behind in the source and no longer matching this encoder; {consequence}")
+    return found
+
+
+def noise(grid: tuple[int, int], number: int = 4) -> Iterator[Image.Image]:
+    """Random pictures, wide and tall, to compare two encoders on. The same every time."""
+    dice = np.random.default_rng(0)
+    for i in range(number):
+        height, width = 8 * grid[0] + 5 * i, 8 * grid[1] + 9 * (number - i)
+        yield Image.fromarray(dice.integers(0, 256, (height, width, 3), dtype=np.uint8))

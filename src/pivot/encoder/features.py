@@ -1,0 +1,154 @@
+"""Features kept on disk: computed once per encoder, tap and data, read back as memory-mapped arrays.
+
+An entry's name is the hash of everything that its values depend on, so a stale one is never found; entries are folders that
+appear by one rename, so two processes may compute the same one and a killed one leaves nothing that is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import numpy as np
+import torch
+import transformers
+
+from pivot.encoder.encoder import At, Encoder, Features
+from pivot.records import BadInput
+from pivot.runfolder import disk, hash_json
+
+if TYPE_CHECKING:
+    from pivot.records import Picture
+
+Keep = Literal["pooled", "tokens", "regions"]
+VALUES_FILE = "values.npy"
+ABANDONED_SECONDS = 24 * 3600
+
+
+def cache_folder() -> Path:
+    """`$PIVOT_CACHE`, by default `pivot` in the user's cache folder."""
+    if chosen := os.environ.get("PIVOT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pivot"
+
+
+def cached(
+    encoder: Encoder,
+    images: Sequence[Picture],
+    keep: Keep = "pooled",
+    *,
+    at: At = "encoder",
+    regions: Sequence[np.ndarray] | None = None,
+    batch: int = 32,
+) -> np.ndarray:
+    """Features of images as a memory-mapped float32 array, from the cache where they are in it.
+
+    `pooled` gives (B, D), `tokens` (B, P, D). `regions` holds for each image an array (n, P) of patch weights, n >= 0, and gives
+    one row per region, images in order: the weighted sum of its tokens. Tokens of a big encoder are big: 3.4 MB an image.
+    """
+    if (keep == "regions") != (regions is not None):
+        raise ValueError("keep='regions' and regions= go together")
+    entry = cache_folder() / "features" / _key(encoder, images, keep, at, regions)
+    if not entry.is_dir():
+        _compute(encoder, images, keep, at, regions, batch, entry)
+    return np.load(entry / VALUES_FILE, mmap_mode="r")
+
+
+def fingerprint(images: Sequence[Picture]) -> str:
+    """sha256 over what the pictures hold, in order: pixels of images in memory, bytes of files."""
+    digest = hashlib.sha256()
+    for image in images:
+        if isinstance(image, bytes):
+            kind, content = "file", image
+        elif isinstance(image, str | Path):
+            if not Path(image).is_file():
+                raise BadInput(f"image not found: {image}; check the path or the data's image root")
+            kind, content = "file", Path(image).read_bytes()
+        else:
+            kind, content = f"{image.mode} {image.size}", image.tobytes()
+        digest.update(f"{kind} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _key(encoder: Encoder, images: Sequence[Picture], keep: Keep, at: At, regions: Sequence[np.ndarray] | None) -> str:
+    weights = None
+    if regions is not None:
+        digest = hashlib.sha256()
+        for region in regions:
+            digest.update(f"{region.shape}".encode())
+            digest.update(np.ascontiguousarray(region, dtype=np.float32).tobytes())
+        weights = digest.hexdigest()
+    libraries = [torch.__version__, transformers.__version__]
+    facts = [encoder.fingerprint(), fingerprint(images), keep, at, weights, encoder.model.device.type, libraries]
+    return hash_json(facts)
+
+
+def _compute(
+    encoder: Encoder, images: Sequence[Picture], keep: Keep, at: At, regions: Sequence[np.ndarray] | None, batch: int, entry: Path
+) -> None:
+    with disk(entry):
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(entry.parent)
+            unfinished = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=entry.parent))
+        except PermissionError as error:
+            raise BadInput(
+                f"cannot write the feature cache {entry.parent} ({error.strerror}); set PIVOT_CACHE to a folder of yours"
+            ) from None
+        try:
+            with (unfinished / VALUES_FILE).open("wb") as file:
+                _write_array(file, _rows(encoder.stream(images, at, batch), keep, regions), _count(images, regions))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                unfinished.rename(entry)
+            except OSError:
+                if not entry.is_dir():  # else another process was first, with the same values
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _count(images: Sequence[Picture], regions: Sequence[np.ndarray] | None) -> int:
+    return len(images) if regions is None else sum(len(region) for region in regions)
+
+
+def _rows(stream: Iterator[Features], keep: Keep, regions: Sequence[np.ndarray] | None) -> Iterator[np.ndarray]:
+    start = 0
+    for features in stream:
+        if keep == "regions" and regions is not None:
+            weights = regions[start : start + len(features.tokens)]
+            start += len(weights)
+            yield np.concatenate([w.astype(np.float32) @ t for w, t in zip(weights, features.tokens.numpy(), strict=True)])
+        else:
+            yield (features.tokens if keep == "tokens" else features.pooled).numpy()
+
+
+def _write_array(file: BinaryIO, parts: Iterator[np.ndarray], count: int) -> None:
+    """Write an .npy file part by part. Written, not mapped: a full disk is then an error and not a dead process."""
+    header = None
+    for part in parts:
+        if header is None:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
+    if header is None:
+        raise BadInput("features of no images; give at least one")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what processes that were killed long ago left behind."""
+    for leftover in folder.glob(".*.tmp"):
+        try:
+            abandoned = time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS
+        except FileNotFoundError:
+            continue
+        if abandoned:
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,142 @@
+"""Detached encoders: plain transformers reads in the folder, bit for bit, what the MLLM fed to its projector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModel
+
+from pivot.encoder import Encoder, towers
+from pivot.encoder.export import PARITY_FILE, export, stale
+from pivot.model import MLLM
+from pivot.records import BadInput, Tap
+
+FAMILIES = [row.name for row in towers.FAMILIES]
+IMAGES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40 + 9 * i, 60, 3), dtype=np.uint8)) for i in range(3)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def trained(request: pytest.FixtureRequest) -> MLLM:
+    """A tiny MLLM whose tower is no longer the one that it was built from."""
+    mllm = MLLM.tiny(encoder=request.param)
+    with torch.no_grad():
+        for parameter in mllm.parts()["tower"].parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return mllm
+
+
+def fed_to_the_projector(mllm: MLLM) -> torch.Tensor:
+    """Read off the stock model's own call, without anything of ours in between."""
+    seen = []
+    handle = mllm.model.model.multi_modal_projector.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        mllm.model.get_image_features(mllm.processor.image_processor(images=IMAGES, return_tensors="pt")["pixel_values"])
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_plain_transformers_reads_what_the_mllm_saw(trained: MLLM, truncate: bool, tmp_path: Path) -> None:
+    encoder = trained.detach()
+    parity = export(encoder, tmp_path / "out", IMAGES, truncate=truncate)
+    assert parity.exact and parity.against == "mllm" and parity.truncated == truncate
+
+    told = json.loads((tmp_path / "out" / "tap.json").read_text())["tap"]
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "out")(images=IMAGES, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        found = model(pixels, output_hidden_states=True).hidden_states[told["layer"]][:, told["prefix"] :]
+    assert (found - fed_to_the_projector(trained)).abs().max() == 0
+    assert model.config.num_hidden_layers == (2 if truncate else 3) and told["layer"] == (-1 if truncate else -2)
+
+    again = Encoder.load(tmp_path / "out")
+    with torch.no_grad():
+        projected = torch.stack(list(trained.model.get_image_features(pixels).pooler_output))
+    assert torch.equal(again.features(IMAGES).tokens, found)
+    assert torch.equal(again.features(IMAGES, at="projector").tokens, projected)
+    written = json.loads((tmp_path / "out" / PARITY_FILE).read_text())
+    assert written["exact"] and written["difference"] == 0 and written["projector_difference"] == 0
+    assert written["stale"] == list(parity.stale) == stale(again)
+
+
+@pytest.mark.parametrize(("layer", "norm"), [(-1, False), (1, True)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_tap_survives_truncation(name: str, layer: int, norm: bool, tmp_path: Path) -> None:
+    encoder = Encoder.tiny(name, layer=layer).tapped(norm=norm)
+    parity = export(encoder, tmp_path / "out", truncate=True)
+    assert parity.exact and parity.against == "encoder"
+    again = Encoder.load(tmp_path / "out")
+    assert again.tap == Tap(-1, norm, encoder.tap.prefix) and again.model.config.num_hidden_layers == layer % 4
+    assert torch.equal(again.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
+def test_a_half_precision_encoder_comes_out_as_it_is(tmp_path: Path) -> None:
+    mllm = MLLM.tiny().to(dtype=torch.bfloat16)
+    parity = export(mllm.detach(), tmp_path / "out", IMAGES)
+    assert parity.exact and parity.dtype == "bfloat16"
+    assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("shift", [1e-6, float("nan")])
+def test_a_folder_that_differs_is_not_called_exact(shift: float, tmp_path: Path) -> None:
+    encoder = MLLM.tiny().detach()
+    inside = encoder.inside
+    encoder.inside = lambda images: tuple(tensor + shift for tensor in inside(images))
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert not parity.exact and parity.difference > 0 and parity.projector_difference > 0
+    assert json.loads((tmp_path / "out" / PARITY_FILE).read_text())["exact"] is False
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "projector.safetensors"])
+def test_weights_that_were_swapped_afterwards_are_refused(file: str, tmp_path: Path) -> None:
+    export(MLLM.tiny().detach(), tmp_path / "out", IMAGES)
+    weights = load_file(tmp_path / "out" / file)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] += 1e-3
+    save_file(weights, tmp_path / "out" / file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=f"weights changed: .*{file}") as error:
+        Encoder.load(tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_stale_is_named() -> None:
+    said = "\n".join
+    assert not [line for line in stale(Encoder.tiny("clip", layer=-1).tapped(norm=True)) if "block" in line or "norm" in line]
+    assert "block 3 of 3" in said(stale(Encoder.tiny("siglip", layer=-2)))
+    assert "blocks 2 to 3 of 3" in said(stale(Encoder.tiny("siglip", layer=1)))
+    assert "post_layernorm" in said(stale(Encoder.tiny("siglip", layer=-1))) and "block 3" not in said(
+        stale(Encoder.tiny("siglip", layer=-1))
+    )
+    assert "pooling head" in said(stale(Encoder.tiny("vit"))) and "pooling head" not in said(stale(Encoder.tiny("clip")))
+    orphan = Encoder.tiny("siglip")
+    orphan.model.config.pivot_left_out = ["text tower", "pooling head"]
+    assert "zero-shot" in said(stale(orphan)) and "no pooler_output" in said(stale(orphan))
+
+
+def test_what_was_left_out_travels_through_an_mllm_folder(tmp_path: Path) -> None:
+    mllm = MLLM.tiny()
+    mllm.parts()["tower"].config.pivot_left_out = ["text tower"]
+    mllm.save(tmp_path / "mllm")
+    assert MLLM.load(str(tmp_path / "mllm")).detach().left_out == ("text tower",)
+
+
+def test_what_cannot_be_taken_out_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="leaves no block"):
+        export(Encoder.tiny("vit", layer=0), tmp_path / "out", truncate=True)
+    encoder = Encoder.tiny("vit")
+    encoder.projector = torch.nn.Sequential(torch.nn.Linear(32, 8))
+    with pytest.raises(BadInput, match="projector Sequential cannot be kept"):
+        export(encoder, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_mllm_folder_is_not_an_encoder(tmp_path: Path) -> None:
+    MLLM.tiny().save(tmp_path / "mllm")
+    with pytest.raises(BadInput, match="pivot detach"):
+        Encoder.load(tmp_path / "mllm")

@@ -1,0 +1,321 @@
+"""Encoders: features at the tap, loading by string, fingerprints, and the feature cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, ViTForImageClassification
+
+from pivot.encoder import Encoder, towers
+from pivot.encoder.features import cached, fingerprint
+from pivot.encoder.geometry import Geometry
+from pivot.records import BadInput, Tap
+
+FAMILIES = [row.name for row in towers.FAMILIES]
+SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
+def picture(seed: int, height: int = 48, width: int = 48) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+IMAGES = [picture(i) for i in range(5)]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "features"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("layer", [-1, -2, 0, 1])
+def test_features_are_the_hidden_states_of_the_stock_model(name: str, layer: int) -> None:
+    encoder = Encoder.tiny(name, layer=layer)
+    found = encoder.features(IMAGES)
+    with torch.no_grad():
+        pixels = encoder.processor(images=IMAGES, return_tensors="pt")["pixel_values"]
+        outside = encoder.model(pixels, output_hidden_states=True).hidden_states[layer]
+    assert torch.equal(found.tokens, outside[:, encoder.family.prefix :])
+    assert torch.allclose(found.pooled, found.tokens.mean(1), atol=1e-6)
+    assert found.grid == (6, 6) and found.tokens.shape == (5, 36, 32) and not found.tokens.requires_grad
+
+
+@pytest.mark.parametrize("name", ["siglip", "vit", "dinov2"])
+def test_with_the_final_norm_it_is_the_stock_models_last_hidden_state(name: str) -> None:
+    encoder = Encoder.tiny(name, layer=-1).tapped(norm=True)
+    with torch.no_grad():
+        outside = encoder.model(encoder.pixels(IMAGES)).last_hidden_state
+    assert torch.equal(encoder.features(IMAGES).tokens, outside[:, encoder.family.prefix :])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_nothing_above_the_tap_is_read_or_run(name: str) -> None:
+    encoder = Encoder.tiny(name, layer=-2)
+    clean = encoder.features(IMAGES).tokens
+    ran = []
+    for path, module in towers.above(encoder.model, encoder.tap).items():
+        module.register_forward_hook(lambda *_, path=path: ran.append(path))
+        for parameter in module.parameters():
+            parameter.data.fill_(float("nan"))
+    assert torch.equal(encoder.features(IMAGES).tokens, clean) and not ran
+    assert encoder.tapped(layer=-1).features(IMAGES).tokens.isnan().all(), "the poison works"
+
+
+def test_the_class_token_is_pooled_where_there_is_one() -> None:
+    encoder = Encoder.tiny("clip").tapped(pooling="class")
+    hidden = encoder.hidden(encoder.pixels(IMAGES))
+    assert torch.equal(encoder.features(IMAGES).pooled, hidden[:, 0].detach())
+    with pytest.raises(BadInput, match="no class token"):
+        Encoder.tiny("siglip").tapped(pooling="class")
+
+
+def test_batches_change_nothing_and_training_mode_is_left_as_it_was() -> None:
+    encoder = Encoder.tiny("vit")
+    encoder.model.config.hidden_dropout_prob = 0.5
+    for module in encoder.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    encoder.model.train()
+    whole, pieces = encoder.features(IMAGES), encoder.features(IMAGES, batch=2)
+    assert torch.allclose(whole.tokens, pieces.tokens, atol=1e-6), "dropout must rest, and order must stay"
+    assert encoder.model.training
+
+
+def test_pictures_of_any_shape_and_kind_come_out_on_one_grid(tmp_path: Path) -> None:
+    wide = picture(7, 30, 90)
+    wide.save(tmp_path / "wide.png")
+    found = Encoder.tiny("siglip").features([wide, tmp_path / "wide.png", (tmp_path / "wide.png").read_bytes()])
+    assert torch.equal(found.tokens[0], found.tokens[1]) and torch.equal(found.tokens[0], found.tokens[2])
+
+
+# ---- loading
+
+
+def combined(kind: type, config: type, folder: Path) -> SiglipModel | CLIPModel:
+    text = {**SMALL, "vocab_size": 64, "projection_size": 32, "bos_token_id": 0, "eos_token_id": 1}
+    model = kind(config(text_config=text, vision_config={**SMALL, "image_size": 48, "patch_size": 8})).eval()
+    model.save_pretrained(folder)
+    Encoder.tiny("siglip" if kind is SiglipModel else "clip").processor.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(("kind", "config"), [(SiglipModel, SiglipConfig), (CLIPModel, CLIPConfig)])
+def test_a_combined_model_gives_its_vision_part_and_remembers_the_rest(kind: type, config: type, tmp_path: Path) -> None:
+    whole = combined(kind, config, tmp_path / "whole")
+    encoder = Encoder.load(tmp_path / "whole")
+    with torch.no_grad():
+        outside = whole.vision_model(encoder.pixels(IMAGES), output_hidden_states=True).hidden_states[-2]
+    assert torch.equal(encoder.features(IMAGES).tokens, outside[:, encoder.tap.prefix :])
+    assert sum(p.numel() for p in encoder.model.parameters()) < sum(p.numel() for p in whole.vision_model.parameters()) + 1
+    assert "text tower" in encoder.left_out
+    encoder.save(tmp_path / "out")
+    assert Encoder.load(tmp_path / "out").left_out == encoder.left_out
+
+
+def test_a_classifiers_folder_loads_and_its_missing_pooler_is_the_same_every_time(tmp_path: Path) -> None:
+    ViTForImageClassification(towers.tiny("vit").config).save_pretrained(tmp_path)
+    Encoder.tiny("vit").processor.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    first = Encoder.load(tmp_path).fingerprint()
+    torch.manual_seed(2)
+    assert Encoder.load(tmp_path).fingerprint() == first
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_save_and_load_change_nothing(name: str, tmp_path: Path) -> None:
+    encoder = Encoder.tiny(name, layer=1)
+    encoder.save(tmp_path / "out")
+    again = Encoder.load(tmp_path / "out")
+    assert again.tap == encoder.tap and again.fingerprint() == encoder.fingerprint()
+    assert Encoder.load(tmp_path / "out", tap=Tap(-1, prefix=encoder.tap.prefix)).tap.layer == -1
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json", "tap.json"}
+    AutoModel.from_pretrained(tmp_path / "out"), AutoImageProcessor.from_pretrained(tmp_path / "out")
+
+
+def test_a_cached_model_of_the_hub_loads_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--eyes"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    encoder = Encoder.tiny("dinov2")
+    encoder.save(repository / "snapshots" / "abc")
+    found = Encoder.load("hf:someone/eyes")
+    assert torch.equal(found.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
+def test_a_model_of_the_hub_that_is_not_cached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(BadInput) as error:
+        Encoder.load("hf:someone/eyes")
+    said = str(error.value)
+    assert "\n" not in said
+    assert all(word in said for word in ("config.json", "model.safetensors", "preprocessor_config.json", str(tmp_path), "hf download"))
+
+
+def drop_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["embeddings.position_embedding.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "tap.json").unlink()
+
+
+FAULTS = {
+    "not found": lambda folder: (folder / "model.safetensors").unlink(),
+    "preprocessor_config.json": lambda folder: (folder / "preprocessor_config.json").unlink(),
+    "cannot be opened": lambda folder: (folder / "model.safetensors").write_bytes(b"torn"),
+    "position_embedding": drop_tensor,
+    "weights changed": lambda folder: Encoder.tiny("siglip", seed=9).model.save_pretrained(folder),
+    "not what this version writes": lambda folder: (folder / "tap.json").write_text("{}"),
+    "not a JSON file": lambda folder: (folder / "tap.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("said", FAULTS)
+def test_a_broken_folder_is_one_line(said: str, tmp_path: Path) -> None:
+    Encoder.tiny("siglip").save(tmp_path / "out")
+    FAULTS[said](tmp_path / "out")
+    with pytest.raises(BadInput, match=said) as error:
+        Encoder.load(tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "said"), [("hg:x/y", "hf:ID"), ("nowhere", "no such folder"), ("hf:a b", "OWNER/MODEL")])
+def test_bad_names(name: str, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        Encoder.load(name)
+
+
+def test_asking_for_what_an_encoder_does_not_have() -> None:
+    encoder = Encoder.tiny("siglip")
+    for ask, said in (
+        (lambda: encoder.features(IMAGES, at="projector"), "no projector"),
+        (lambda: encoder.features(IMAGES, at="roof"), "encoder or projector"),
+        (lambda: encoder.features([]), "no images"),
+        (lambda: encoder.tapped(layer=9), "layer 9"),
+        (lambda: Encoder(encoder.model, Encoder.tiny("siglip", pixels=64).processor, encoder.tap), r"\(64, 64\)"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            ask()
+
+
+def test_the_fingerprint_follows_everything_that_features_depend_on() -> None:
+    encoder, size = Encoder.tiny("dinov2"), {"height": 96, "width": 96}
+    prints = [
+        encoder.fingerprint(),
+        encoder.tapped(layer=-1).fingerprint(),
+        Encoder.tiny("dinov2", seed=1).fingerprint(),
+        Encoder(encoder.model, type(encoder.processor)(size=size, do_center_crop=False), encoder.tap).fingerprint(),
+        Encoder(encoder.model, encoder.processor, encoder.tap, torch.nn.Linear(32, 8)).fingerprint(),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert Encoder.tiny("dinov2").fingerprint() == prints[0]
+
+
+# ---- the cache
+
+
+class Counting(Encoder):
+    """Counts the batches that were computed, and can be made to fail."""
+
+    computed = 0
+    breaks = False
+
+    def stream(self, *args: object, **kwargs: object) -> Iterator:
+        for features in super().stream(*args, **kwargs):
+            self.computed += 1
+            yield features
+            if self.breaks:
+                raise KeyboardInterrupt
+
+
+def test_features_are_computed_once_and_mapped(cache: Path) -> None:
+    encoder = Counting.tiny("siglip")
+    first = cached(encoder, IMAGES, "tokens", batch=2)
+    again = cached(encoder, IMAGES, "tokens", batch=2)
+    assert encoder.computed == 3 and isinstance(again, np.memmap)
+    assert np.array_equal(first, again) and np.array_equal(first, encoder.features(IMAGES, batch=2).tokens.numpy())
+    assert np.array_equal(cached(encoder, IMAGES, batch=2), encoder.features(IMAGES, batch=2).pooled.numpy())
+
+
+def test_a_changed_weight_picture_or_tap_is_a_miss(cache: Path) -> None:
+    encoder = Counting.tiny("siglip")
+    cached(encoder, IMAGES)
+    cached(encoder.tapped(layer=-1), IMAGES)
+    cached(encoder, IMAGES[::-1])
+    next(encoder.model.parameters()).data[0] += 1
+    changed = cached(encoder, IMAGES)
+    assert len(list(cache.iterdir())) == 4
+    assert np.array_equal(changed, encoder.features(IMAGES).pooled.numpy())
+
+
+def test_regions_are_weighted_sums_of_tokens() -> None:
+    encoder = Encoder.tiny("clip")
+    dice = np.random.default_rng(0)
+    regions = [dice.random((n, 36)).astype(np.float32) for n in (2, 0, 1, 3, 0)]
+    tokens = encoder.features(IMAGES).tokens.numpy()
+    expected = np.concatenate([weights @ rows for weights, rows in zip(regions, tokens, strict=True)])
+    assert np.allclose(cached(encoder, IMAGES, "regions", regions=regions, batch=2), expected, atol=1e-5)
+
+
+def test_two_writers_of_one_entry_agree_and_a_killed_one_leaves_nothing(cache: Path) -> None:
+    broken = Counting.tiny("siglip")
+    broken.breaks = True
+    with pytest.raises(KeyboardInterrupt):
+        cached(broken, IMAGES)
+    assert not list(cache.iterdir())
+
+    class Slower(Encoder):
+        """While it computes, another one finishes the same entry."""
+
+        def stream(self, *args: object, **kwargs: object) -> Iterator:
+            yield from super().stream(*args, **kwargs)
+            cached(Encoder.tiny("siglip"), IMAGES)
+
+    found = cached(Slower.tiny("siglip"), IMAGES)
+    assert np.array_equal(found, Encoder.tiny("siglip").features(IMAGES).pooled.numpy())
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_pictures_are_known_by_content(tmp_path: Path) -> None:
+    IMAGES[0].save(tmp_path / "a.png")
+    shutil.copy(tmp_path / "a.png", tmp_path / "b.png")
+    assert fingerprint([tmp_path / "a.png"]) == fingerprint([tmp_path / "b.png"]) != fingerprint([IMAGES[0]])
+    IMAGES[1].save(tmp_path / "b.png")
+    assert fingerprint([tmp_path / "a.png"]) != fingerprint([tmp_path / "b.png"])
+    with pytest.raises(BadInput, match="not found"):
+        fingerprint([tmp_path / "c.png"])
+
+
+# ---- geometry
+
+
+def seen_by(processor: object, mask: np.ndarray, patch: int) -> np.ndarray:
+    """The slow way to a mask's coverage: the mask as a picture, through the processor, averaged over each patch."""
+    picture = Image.fromarray(np.repeat(mask[..., None], 3, 2).astype(np.uint8) * 255)
+    pixels = processor(images=[picture], do_normalize=False, return_tensors="np")["pixel_values"][0, 0]
+    height, width = (side // patch * patch for side in pixels.shape)
+    return pixels[:height, :width].reshape(height // patch, patch, width // patch, patch).mean((1, 3))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (60, 90), (100, 50)])
+def test_coverage_follows_resize_and_crop(shape: tuple[int, int]) -> None:
+    mask = np.zeros(shape, bool)
+    mask[shape[0] // 5 : shape[0] // 2, shape[1] // 3 : shape[1] // 3 * 2] = True
+    straight = Encoder.tiny("dinov2", pixels=96).processor
+    cropping = type(straight)(size={"shortest_edge": 120}, crop_size={"height": 96, "width": 96})
+    for processor in (straight, cropping):
+        geometry = Geometry.of(processor, (12, 12))
+        assert np.abs(geometry.coverage(mask) - seen_by(processor, mask, 8)).max() < 0.06
+        assert geometry.coverage(np.ones(shape, bool)) == pytest.approx(1)
+    whole = Geometry.of(straight, (12, 12)).coverage(mask)
+    assert whole.mean() == pytest.approx(mask.mean()), "areas are kept exactly"
