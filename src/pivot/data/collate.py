@@ -1,0 +1,224 @@
+"""Examples to tokens, and rows to a batch.
+
+Prompt and responses are tokenised apart, so that the trunk is the same for all branches (joint tokenisation may merge
+across the border). Nothing here knows how the model will lay trunk and branches out: that is `model/branches.py`.
+
+Letters: N tokens of a batch, I images, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+
+from pivot.data.turns import formatting, heard, listed, refuse_control, tokens
+from pivot.records import BadInput, Example, Turn, picture
+
+if TYPE_CHECKING:
+    from transformers import LlavaProcessor
+
+    from pivot.records import Picture
+
+# clean: each assistant turn's answer and its end token.
+# llava_next: what LLaVA-NeXT's code supervises in fact: whole assistant turns with header and trailing newline, and every
+# newline, <|im_start|> and <|im_end|> of the prompt. Those of the trunk count in the log-probability of each of its branches.
+LabelMask = Literal["clean", "llava_next"]
+
+
+@dataclass
+class Span:
+    """A run of tokens, and for each whether it is supervised."""
+
+    ids: list[int] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], supervised: bool) -> None:
+        self.ids.extend(ids)
+        self.supervised.extend([supervised] * len(ids))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """Image and prompt tokens, image placeholders expanded, and the responses (by number) that grow from them."""
+
+    span: Span
+    pixels: torch.Tensor | None  # (I, C, height, width)
+    image_tokens: int
+    responses: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised example. More than one trunk only where a response has images of its own."""
+
+    id: str
+    trunks: tuple[Trunk, ...]
+    branches: tuple[Span, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest sequence that one response makes: trunk and branch."""
+        return max(len(t.span) + max((len(self.branches[r]) for r in t.responses), default=0) for t in self.trunks)
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(t.image_tokens for t in self.trunks)
+
+    @property
+    def text_tokens(self) -> int:
+        return sum(len(t.span) - t.image_tokens for t in self.trunks) + sum(map(len, self.branches))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens start .. stop of a batch's flat tokens; `supervised` holds positions counted from `start`."""
+
+    start: int
+    stop: int
+    supervised: np.ndarray
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Stem:
+    """One trunk of a batch: its tokens, its images (numbers in the batch), and its branches by response number."""
+
+    example: int
+    trunk: Piece
+    images: tuple[int, ...]
+    branches: tuple[tuple[int, Piece], ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie in a batch. Opaque to whatever moves batches between devices, so that reading it never waits for one."""
+
+    stems: tuple[Stem, ...]
+    responses: tuple[int, ...]  # per example: how many
+
+
+# ---- one example
+
+
+def _listen(span: Span, turns: str, header: str, processor: LlavaProcessor, label_mask: LabelMask) -> None:
+    """Add turns that are not the assistant's, and the header of its turn."""
+    whole = label_mask == "llava_next"
+    ids, anywhere = tokens(processor, turns), formatting(processor).anywhere or frozenset()
+    span.ids += ids
+    span.supervised += [whole and i in anywhere for i in ids]
+    span.add(tokens(processor, header), whole)
+
+
+def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], processor: LlavaProcessor, label_mask: LabelMask) -> Span:
+    """One response's tokens. A conversation may go on with turns of its own: only the assistant's are supervised."""
+    where, form, text = f"row {example.id}, response {number}", formatting(processor), example.responses[number].text
+    said: list[Turn] = [{"role": "assistant", "content": text}] if isinstance(text, str) else list(text)
+    if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
+        raise BadInput(f"{where}: turns must begin and end with the assistant's")
+    span, whole, last = Span(), label_mask == "llava_next", len(said) - 1
+    for at, turn in enumerate(said):
+        if turn["role"] != "assistant":
+            refuse_control(turn["content"], processor, where)
+            if processor.image_token in turn["content"]:
+                raise BadInput(f"{where}: {processor.image_token} can only stand in the prompt")
+            _listen(span, *heard(processor, [*prompt, *said[:at]], [turn], where), processor, label_mask)
+            continue
+        ids = tokens(processor, turn["content"], plain=True)
+        if not ids or not turn["content"].strip():
+            raise BadInput(f"{where}: it has no tokens; give it a text or drop the row")
+        span.add([*ids, form.tail[0]], True)
+        if whole or at < last:  # the clean mask needs nothing after the last end token
+            span.add(form.tail[1:], whole)
+    return span
+
+
+# ---- rows
+
+
+def _trunk(
+    example: Example,
+    prompt: Sequence[Mapping[str, Any]],
+    images: Sequence[Picture],
+    responses: tuple[int, ...],
+    processor: LlavaProcessor,
+    label_mask: LabelMask,
+) -> Trunk:
+    bare = Span()
+    _listen(bare, *heard(processor, [], prompt, f"row {example.id}"), processor, label_mask)
+    try:
+        decoded = [picture(p) for p in images]
+    except BadInput as broken:
+        raise BadInput(f"row {example.id}: {broken}") from None
+    pixels = processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"] if decoded else None
+    per_image = image_tokens(processor, *pixels.shape[-2:]) if pixels is not None else 0
+    span, placeholder = Span(), formatting(processor).image
+    for token, supervised in zip(bare.ids, bare.supervised, strict=True):
+        span.add([token] * (per_image if token == placeholder else 1), supervised and token != placeholder)
+    if span.ids.count(placeholder) != per_image * len(images):
+        raise BadInput(f"row {example.id}: the chat template does not place its {len(images)} images; give the processor another one")
+    span.supervised[0] = False  # nothing predicts the first token
+    return Trunk(span, pixels, per_image * len(images), responses)
+
+
+def image_tokens(processor: LlavaProcessor, height: int, width: int) -> int:
+    """Tokens that one image of this size becomes in the LLM."""
+    patches = (height // processor.patch_size) * (width // processor.patch_size)
+    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+
+
+def encode(example: Example, processor: LlavaProcessor, label_mask: LabelMask = "clean", limit: int | None = None) -> Row:
+    """Tokenise one example and its responses, however many (none: a prompt to be answered).
+
+    `limit` bounds trunk + longest branch: what one response needs of the LLM's context. Nothing is ever cut.
+    """
+    if label_mask not in get_args(LabelMask):
+        raise BadInput(f"no label mask '{label_mask}'; known: {', '.join(get_args(LabelMask))}")
+    if label_mask == "llava_next" and formatting(processor).anywhere is None:
+        raise BadInput("label_mask llava_next is defined for ChatML templates; use clean")
+    own = [(response.images, (n,)) for n, response in enumerate(example.responses) if response.images is not None]
+    rest = tuple(n for n, response in enumerate(example.responses) if response.images is None)
+    trunks, branches = [], {}
+    for images, responses in [(example.images, rest), *own] if rest or not own else own:
+        prompt = listed(example, len(images), processor)
+        trunks.append(_trunk(example, prompt, images, responses, processor, label_mask))
+        branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
+    row = Row(example.id, tuple(trunks), tuple(branches[n] for n in sorted(branches)))
+    if limit is not None and row.length > limit:
+        longest = max(map(len, row.branches), default=0)
+        raise BadInput(f"row {row.id}: {row.length} tokens, of which {row.image_tokens} image and {longest} response; the limit is {limit}")
+    return row
+
+
+def collate(rows: Iterable[Row]) -> dict[str, Any]:
+    """A batch: `id` list, `tokens` (N,), `pixel_values` (I, C, height, width) or None, and `layout`, which stays on the host."""
+    rows = list(rows)
+    flat: list[int] = []
+    pixels: list[torch.Tensor] = []
+    stems: list[Stem] = []
+
+    def lay(span: Span) -> Piece:
+        flat.extend(span.ids)
+        return Piece(len(flat) - len(span), len(flat), np.flatnonzero(span.supervised))
+
+    for number, row in enumerate(rows):
+        for trunk in row.trunks:
+            first = sum(map(len, pixels))
+            if trunk.pixels is not None:
+                pixels.append(trunk.pixels)
+            pictures = tuple(range(first, sum(map(len, pixels))))
+            stems.append(Stem(number, lay(trunk.span), pictures, tuple((r, lay(row.branches[r])) for r in trunk.responses)))
+    return {
+        "id": [row.id for row in rows],
+        "tokens": torch.tensor(flat, dtype=torch.long),
+        "pixel_values": torch.cat(pixels) if pixels else None,
+        "layout": Layout(tuple(stems), tuple(len(row.branches) for row in rows)),
+    }

@@ -1,0 +1,7 @@
+"""The MLLM, and how its responses are scored and sampled."""
+
+# Eager on purpose: a lazy `score` would be shadowed by the module of that name once anything imports it.
+from pivot.model.mllm import MLLM
+from pivot.model.score import Scorer, Scores, score
+
+__all__ = ["MLLM", "Scorer", "Scores", "score"]

@@ -1,0 +1,292 @@
+"""The MLLM: a stock transformers model, its processor, and the tap at which its tower is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from pivot.encoder import Encoder, towers
+from pivot.model.families import family, language
+from pivot.records import BadInput, Tap, picture
+from pivot.runfolder import hash_tensors, read_json, write_json
+
+if TYPE_CHECKING:
+    from pivot.records import Picture
+
+BASE = Path(str(files("pivot"))) / "base"
+NOTES = "pivot.json"  # beside the stock files: the tap, and a hash of each part's weights
+IMAGE = "<image>"
+SYSTEM = "You are a helpful assistant."  # what LLaVA-NeXT's ChatML template says where the data has no system turn
+# Puts pictures into the text of a template that knows only text.
+WITH_PICTURES = """{%- set ns = namespace(turns=[]) -%}
+{%- for turn in messages -%}
+{%- if turn['content'] is string -%}{%- set ns.turns = ns.turns + [turn] -%}{%- else -%}
+{%- set text -%}
+{%- for part in turn['content'] -%}{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}{%- endfor -%}
+{%- endset -%}
+{%- set ns.turns = ns.turns + [{'role': turn['role'], 'content': text}] -%}
+{%- endif -%}
+{%- endfor -%}
+{%- set messages = ns.turns -%}
+"""
+
+
+class MLLM:
+    """A stock transformers MLLM and what must travel with it. Made by `build`, `load` or `tiny`."""
+
+    def __init__(self, model: PreTrainedModel, processor: LlavaProcessor, tap: Tap) -> None:
+        self.model = model
+        self.processor = processor
+        self.tap = tap
+        self.family = family(model.config)
+
+    @classmethod
+    def build(
+        cls,
+        encoder: str | Encoder,
+        llm: str | PreTrainedModel,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        template: str | None = None,
+        layer: int | None = None,
+        dtype: str = "float32",
+        seed: int = 0,
+    ) -> MLLM:
+        """Put an encoder and an LLM together with a fresh 2-layer MLP between them.
+
+        Both are taken over, not copied. `layer`: where the tower is read, by default the encoder's own tap. `tokenizer`: needed
+        only with an LLM that is given as a module. `template`: the chat template; by default ChatML where the tokenizer knows it,
+        else the tokenizer's own. `seed` decides the projector and any new embedding.
+        """
+        if isinstance(encoder, str):
+            encoder = Encoder.load(encoder, dtype=dtype)
+        if isinstance(llm, str):
+            llm, tokenizer = _llm(llm, dtype)
+        if tokenizer is None:
+            raise BadInput("MLLM.build: an LLM given as a module comes without its tokenizer; pass tokenizer=")
+        tap = encoder.tap if layer is None else towers.default_tap(encoder.model.config, layer)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            tokenizer = _with_image_token(tokenizer, llm)
+            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[IMAGE])
+        processor = _processor(encoder.model, encoder.processor, tokenizer, template or _template(tokenizer))
+        model.generation_config = _generation_config(processor)
+        return cls(model, processor, tap).to(dtype=dtype)
+
+    @classmethod
+    def tiny(cls, encoder: str = "siglip", llm: str = "qwen2", seed: int = 0) -> MLLM:
+        """Random weights that depend on the seed alone, any families of the two tables, with the base's tokenizer and processor."""
+        row, base = language(llm), AutoProcessor.from_pretrained(BASE)
+        size = base.image_processor.size["height"]
+        tower = towers.tiny(encoder, pixels=size, patch=base.patch_size, seed=seed)
+        config = {
+            "vocab_size": len(base.tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "tie_word_embeddings": True,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            body = AutoModelForCausalLM.from_config(towers.CONFIG_MAPPING[llm](**{**config, **row.tiny}))
+        eyes = Encoder(tower, base.image_processor, towers.default_tap(tower.config))
+        return cls.build(eyes, body, tokenizer=base.tokenizer, template=base.chat_template, seed=seed + 2)
+
+    @classmethod
+    def load(cls, source: str | Path, device: str | torch.device | None = None, dtype: str | None = None) -> MLLM:
+        """Open the shipped "base", a folder, or a hub model ("hf:ID" or plain).
+
+        With a pivot.json, the weights in memory must have the hashes in it. Without `dtype` they stay as they were stored, except
+        that half precision (fp16, in which the base is shipped) is opened as fp32.
+        """
+        where = BASE if source == "base" else str(source).removeprefix("hf:")
+        try:
+            with _quiet():
+                opened: Any = AutoModelForImageTextToText.from_pretrained(where, dtype="auto", output_loading_info=True)
+                model, report = opened
+                processor = AutoProcessor.from_pretrained(where)
+        except (OSError, ValueError) as failed:
+            raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
+        lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+        if lacking:
+            raise BadInput(f"MLLM {where}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; save it again")
+        mllm = cls(model, processor, _tap(model))
+        notes = Path(where) / NOTES
+        if notes.is_file():
+            told = read_json(notes)
+            mllm.tap = Tap(**told["tap"])
+            mllm._check(told["weights"], where)
+        stored = next(model.parameters()).dtype
+        return mllm.to(device, dtype or ("float32" if stored == torch.float16 else None))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that plain transformers opens; pivot.json comes last."""
+        folder = Path(folder)
+        (folder / NOTES).unlink(missing_ok=True)
+        with _quiet():
+            self.model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+        write_json(folder / NOTES, {"tap": asdict(self.tap), "weights": self.hashes()})
+
+    def to(self, device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> MLLM:
+        """Move and cast in place; returns itself."""
+        if device is not None:
+            self.model.to(device)  # type: ignore[arg-type]
+        if dtype is not None:
+            self.model.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)  # type: ignore[arg-type]
+        return self
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Tower, projector and LLM. The LLM includes its head, tied or not."""
+        tower, projector, llm, head = (self.model.get_submodule(getattr(self.family, n)) for n in ("tower", "projector", "llm", "head"))
+        return {"tower": tower, "projector": projector, "llm": nn.ModuleDict({"model": llm, "head": head})}
+
+    def hashes(self) -> dict[str, str]:
+        """A hash of each part's weights."""
+        return {name: hash_tensors(part.state_dict()) for name, part in self.parts().items()}
+
+    def detach(self) -> Encoder:
+        """The tower as an encoder with its tap, its image processor and its projector. It shares their weights with this model."""
+        tower, projector = self.parts()["tower"], self.parts()["projector"]
+        return Encoder(tower, self.processor.image_processor, self.tap, projector, self._inside)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _inside(self, images: Sequence[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What goes into the projector, (B, P, D) of the tower, and what comes out, (B, P, D) of the LLM."""
+        seen: list[torch.Tensor] = []
+        handle = self.parts()["projector"].register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
+        try:
+            pixels = self.processor.image_processor(images=[picture(image) for image in images], return_tensors="pt")["pixel_values"]
+            self.family.features(self.model, pixels.to(self.model.device, self.model.dtype))
+        finally:
+            handle.remove()
+        return seen[0], seen[1]
+
+    def _check(self, told: Mapping[str, str], where: str | Path) -> None:
+        for name, found in self.hashes().items():
+            if told.get(name) != found:
+                raise BadInput(f"MLLM {where}: the weights of its {name} are not those that were saved; save it again or delete {NOTES}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars: what is shown is for the CLI to decide."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _llm(source: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    where = source.removeprefix("hf:")
+    try:
+        with _quiet():
+            return AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError) as failed:
+        raise BadInput(f"cannot open LLM {source}: {_first_line(failed)}") from failed
+
+
+def _with_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Give tokenizer and embeddings the image token, and ChatML's tokens where the tokenizer brings no template of its own."""
+    wanted = [IMAGE] if tokenizer.chat_template else [IMAGE, "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_tokens([token for token in wanted if token not in tokenizer.get_vocab()], special_tokens=True)
+    if len(tokenizer) > llm.config.vocab_size:
+        llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return tokenizer
+
+
+def _join(tower: PreTrainedModel, llm: PreTrainedModel, tap: Tap, image_token: int) -> LlavaForConditionalGeneration:
+    if tap.norm:
+        raise BadInput("stock LLaVA reads hidden states before the final norm: use a tap without norm")
+    row = towers.family(tower.config)
+    rows, columns = towers.grid(tower.config)
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=llm.config,
+        image_token_index=image_token,
+        image_seq_length=rows * columns + row.prefix - (row.strategy == "default"),
+        vision_feature_layer=tap.layer,
+        vision_feature_select_strategy=row.strategy,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+    )
+    with torch.device("meta"):  # a shell: two of its three parts exist already
+        model = LlavaForConditionalGeneration(config)
+    model.model.vision_tower, model.model.language_model, model.lm_head = tower, llm.base_model, llm.get_output_embeddings()
+    model.config.vision_config, model.config.text_config = tower.config, llm.config
+    projector = model.model.multi_modal_projector.to_empty(device=llm.device)
+    for layer in (projector.linear_1, projector.linear_2):
+        nn.init.normal_(layer.weight, std=getattr(llm.config, "initializer_range", 0.02))
+        nn.init.zeros_(layer.bias)
+    return model.eval()
+
+
+def _template(tokenizer: PreTrainedTokenizerBase) -> str:
+    if "<|im_start|>" not in tokenizer.get_vocab():
+        return WITH_PICTURES + tokenizer.chat_template
+    chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
+    return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
+
+
+def _processor(tower: PreTrainedModel, image_processor: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> LlavaProcessor:
+    row = towers.family(tower.config)
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=tower.config.patch_size,
+        vision_feature_select_strategy=row.strategy,
+        num_additional_image_tokens=row.prefix,
+        image_token=IMAGE,
+        chat_template=template,
+    )
+
+
+def _generation_config(processor: LlavaProcessor) -> GenerationConfig:
+    """Greedy, ended by the end of the assistant's turn: an LLM's own sampling defaults are not the MLLM's."""
+    from pivot.data.turns import formatting
+
+    pad = processor.tokenizer.pad_token_id
+    end = formatting(processor).tail[0]
+    return GenerationConfig(eos_token_id=end, pad_token_id=end if pad is None else pad)
+
+
+def _tap(model: PreTrainedModel) -> Tap:
+    """The tap of a stock LLaVA, read off its config."""
+    config = model.config
+    if not isinstance(config.vision_feature_layer, int):
+        raise BadInput(f"this LLaVA reads layers {config.vision_feature_layer} of its tower; only one can be the tap")
+    row = towers.family(config.vision_config)
+    if config.vision_feature_select_strategy != row.strategy:
+        raise BadInput(
+            f"feature strategy '{config.vision_feature_select_strategy}' does not fit a {row.name} tower, which needs '{row.strategy}'; "
+            "correct vision_feature_select_strategy in config.json"
+        )
+    return towers.default_tap(config.vision_config, config.vision_feature_layer)

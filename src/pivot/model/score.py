@@ -1,0 +1,167 @@
+"""Log-probabilities of k responses under one trunk: the one question that every objective asks.
+
+`shared` runs the tower once per image and the LLM once per trunk, over `[trunk | branch 1 | ... | branch k]`, with a mask
+that keeps branches apart and positions that restart at the end of the trunk. `repeat`, one full row per response, is the
+oracle and what other trainers do. Rows with a single branch take the plain causal path in both.
+
+Letters: R rows, T tokens, D width, V vocabulary, S supervised tokens, N tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pivot.data.collate import LabelMask, collate, encode
+from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
+from pivot.model.families import family, refuse_branches
+from pivot.records import BadInput, Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pivot.model.mllm import MLLM
+
+
+class Scores(NamedTuple):
+    """Per example, per response. A named tuple, so that wrappers (DDP, FSDP2, autocast) find the tensors in it.
+
+    `logps`: (s,) log-probabilities of the s supervised tokens, in order, fp32 (fp64 from an fp64 model). With the label mask
+    `llava_next` the trunk's supervised tokens come first, in every branch: computed once, counted k times, as in full rows.
+    `hidden`: (s + 1, D) last hidden states: the s states that predict those tokens (where a critic reads), then the state at
+    the response's last token (where a reward head reads). None unless asked for.
+    """
+
+    logps: list[list[Tensor]]
+    hidden: list[list[Tensor]] | None = None
+
+
+class Scorer(nn.Module):
+    """The module to give to `accelerator.prepare`: its forward is all of scoring, so every wrapper's hooks see it."""
+
+    def __init__(self, mllm: MLLM, backend: Backend = "shared") -> None:
+        super().__init__()
+        if backend not in get_args(Backend):
+            raise BadInput(f"no scorer backend '{backend}'; known: {', '.join(get_args(Backend))}")
+        self.model = mllm.model
+        self.backend: Backend = backend
+        self.family = family(mllm.model.config)
+        self._no_split_modules = sorted(mllm.model._no_split_modules or ())  # where FSDP cuts by default
+
+    @property
+    def config(self) -> Any:
+        """The MLLM's config; launchers look for it on the module that they wrap."""
+        return self.model.config
+
+    def tie_weights(self) -> None:
+        """Tie input and output embeddings again, after a launcher has moved the weights."""
+        self.model.tie_weights()
+
+    def part(self, name: Literal["tower", "projector", "llm", "head"]) -> nn.Module:
+        return self.model.get_submodule(getattr(self.family, name))
+
+    def forward(self, batch: Mapping[str, Any], hidden: bool = False) -> Scores:
+        """Score a batch of `data.collate.collate`."""
+        tokens = batch["tokens"]  # (N,)
+        placement = place(batch["layout"], self.backend)
+        if not len(placement.take):
+            raise BadInput(f"nothing to score: no example of the batch {', '.join(batch['id'][:3])} ... has a response; give each one")
+        states = self._states(tokens, batch.get("pixel_values"), placement).flatten(0, 1)  # (R * T, D)
+        read = states[placement.read.to(tokens.device)]  # (S, D): only these go through the LM head
+        logits = self.part("head")(read)  # (S, V)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        logps = -F.cross_entropy(logits, tokens[placement.target.to(tokens.device)], reduction="none")  # (S,)
+        found = Scores(_nest(logps, placement.counts))
+        if not hidden:
+            return found
+        last = _nest(states[placement.last.to(tokens.device)], [[1] * len(counts) for counts in placement.counts])
+        nested = _nest(read, placement.counts)
+        return found._replace(hidden=[[torch.cat(pair) for pair in zip(*pairs, strict=True)] for pairs in zip(nested, last, strict=True)])
+
+    def _states(self, tokens: Tensor, pixels: Tensor | None, placement: Placement) -> Tensor:
+        """The LLM's last hidden states (R, T, D)."""
+        segment = placement.segment.to(tokens.device)
+        ids = tokens[placement.take.to(tokens.device)]  # (R, T)
+        llm = cast("PreTrainedModel", self.part("llm"))
+        embeds = llm.get_input_embeddings()(ids)  # (R, T, D)
+        if placement.images:
+            assert pixels is not None
+            at_image = (ids == self.model.config.image_token_id) & (segment != PADDING)
+            if placement.images != list(range(len(pixels))):
+                pixels = pixels[placement.images]
+            embeds = self.family.place(embeds, at_image, self.family.features(self.model, pixels))
+        elif torch.is_grad_enabled() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            embeds = embeds + self._blank().to(embeds.dtype)
+        if not placement.branched:  # padding is on the right: nothing that counts can see it
+            return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        refuse_branches(llm.config)
+        mask = branch_mask(segment)
+        if llm.config._attn_implementation == "eager":  # eager adds the mask; a boolean one would add 0 and 1, silently
+            mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+        # Without the mask, transformers takes restarted positions for packed sequences and cuts branches off their trunk.
+        positions = placement.positions.to(tokens.device)
+        return llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+
+    def _blank(self) -> Tensor:
+        """Zero, by way of tower and projector: a process without images must still take part in every gradient exchange."""
+        vision = self.model.config.vision_config
+        height, width = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size, vision.image_size)
+        weight = next(self.part("projector").parameters())
+        pixels = torch.zeros(1, getattr(vision, "num_channels", 3), height, width, dtype=weight.dtype, device=weight.device)
+        return self.family.features(self.model, pixels)[:0].sum()  # of nothing: cannot become NaN
+
+
+def _nest(flat: Tensor, counts: Sequence[Sequence[int]]) -> list[list[Tensor]]:
+    """(S, ...) into per example, per response. Copies: FSDP2 hangs its hooks on outputs, and loses them on views."""
+    parts = iter(flat.split([count for example in counts for count in example]))
+    return [[next(parts).clone() for _ in example] for example in counts]
+
+
+@overload
+def score(
+    mllm: MLLM,
+    examples: Sequence[Example],
+    backend: Backend = ...,
+    hidden: Literal[False] = ...,
+    grad: bool = ...,
+    label_mask: LabelMask = ...,
+    batch: int = ...,
+) -> list[list[Tensor]]: ...
+@overload
+def score(
+    mllm: MLLM,
+    examples: Sequence[Example],
+    backend: Backend = ...,
+    *,
+    hidden: Literal[True],
+    grad: bool = ...,
+    label_mask: LabelMask = ...,
+    batch: int = ...,
+) -> Scores: ...
+def score(
+    mllm: MLLM,
+    examples: Sequence[Example],
+    backend: Backend = "shared",
+    hidden: bool = False,
+    grad: bool = False,
+    label_mask: LabelMask = "clean",
+    batch: int = 8,
+) -> list[list[Tensor]] | Scores:
+    """Token log-probabilities per example, per response; with `hidden`, the `Scores` that hold the hidden states as well."""
+    scorer = Scorer(mllm, backend)
+    device = next(mllm.model.parameters()).device
+    logps: list[list[Tensor]] = []
+    states: list[list[Tensor]] = []
+    with torch.set_grad_enabled(grad):
+        for first in range(0, len(examples), batch):
+            rows = [encode(example, mllm.processor, label_mask) for example in examples[first : first + batch]]
+            moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in collate(rows).items()}
+            found = scorer(moved, hidden=hidden)
+            logps += found.logps
+            states += found.hidden or []
+    return Scores(logps, states) if hidden else logps
