@@ -1,6 +1,9 @@
-"""What the shipped base can see, and what text alone would give: writes src/pivot/base/evidence.json and prints the table.
+"""What a base can see, and what text alone would give; with --ship, make it the one that the package carries.
 
-    python benchmarks/base.py [--items 3200] [--model base] [--out FILE]
+    python benchmarks/base.py [--model base] [--items 3200]
+    python benchmarks/base.py --model runs/base/instruct/model --log runs/base/instruct/metrics.jsonl --ship
+
+`--ship` writes the weights in half precision, evidence.json (this table) and log.jsonl into src/pivot/base.
 
 Per task: accuracy with the picture, accuracy with another item's picture (pictures rotated among the items of a task, so
 that everything but the content stays alike), the best of two models without picture (most frequent answer; logistic
@@ -23,9 +26,10 @@ from pivot.bench.run import greedy, run
 from pivot.bench.world import Benchmark
 from pivot.data.world import read
 from pivot.model import MLLM
+from pivot.model.mllm import BASE
 from pivot.probe.linear import Probe
 from pivot.records import Example
-from pivot.runfolder import write_json
+from pivot.runfolder import read_json, read_jsonl, write_json, write_jsonl
 from pivot.world.item import DOMAINS, FAMILIES, TASKS, draft
 
 
@@ -69,9 +73,13 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--items", type=int, default=3200)
     asked.add_argument("--model", default="base")
-    asked.add_argument("--out", type=Path, default=None)
+    asked.add_argument("--log", type=Path, help="metrics.jsonl of the stage that made it; one line in twenty-five is kept")
+    asked.add_argument("--ship", action="store_true")
     options = asked.parse_args()
     mllm = MLLM.load(options.model)
+    if options.ship:  # measured as it will be opened: rounded to half precision
+        mllm.to(dtype="float16").save(BASE)
+        mllm = MLLM.load("base")
     examples = list(read(split="test", size=options.items))
     with tempfile.TemporaryDirectory() as folder:
         seen = run(Benchmark(), greedy(mllm), Path(folder) / "seen.jsonl", examples=examples, batch=128).metrics
@@ -97,9 +105,11 @@ def main() -> None:
     for name, row in table.items():
         print(f"{name:16s} {100 * row['seen']:8.1f} {100 * row['shuffled']:9.1f} {100 * row['text']:6.1f}")
     print({metric: round(value, 3) for metric, value in probe.metrics.items()})
-    if options.out:
-        weights = mllm.hashes()
-        write_json(options.out, {"items": options.items, "weights": weights, "accuracy": table, "probe": dict(probe.metrics)})
+    if options.ship:
+        measured = {"items": options.items, "weights": read_json(BASE / "pivot.json")["weights"], "accuracy": table}
+        write_json(BASE / "evidence.json", {**measured, "probe": dict(probe.metrics)})
+        lines = read_jsonl(options.log) if options.log else []
+        write_jsonl(BASE / "log.jsonl", [line for line in lines if line["kind"] == "eval" or line["step"] % 25 == 0])
 
 
 if __name__ == "__main__":

@@ -218,3 +218,10 @@ def test_a_model_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **LIMIT)).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="llama"):
         MLLM.load(tmp_path)
+
+
+def test_blank_is_the_shipped_architecture_and_depends_on_the_seed_alone() -> None:
+    one, same, other = MLLM.blank(), MLLM.blank(), MLLM.blank(seed=1)
+    assert one.hashes() == same.hashes() and one.hashes()["tower"] != other.hashes()["tower"]
+    shipped = MLLM.load("base").model.state_dict()
+    assert {name: value.shape for name, value in one.model.state_dict().items()} == {name: value.shape for name, value in shipped.items()}

@@ -23,6 +23,10 @@ class BadInput(ValueError):
     """Something the user gave is wrong. One line: what is wrong, where, and what to do. The CLI prints it and exits 2."""
 
 
+class CheckFailed(RuntimeError):
+    """A check of pivot's own work failed: a part did not train, features differ, a loss is not finite. One line; the CLI exits 1."""
+
+
 @dataclass(frozen=True)
 class Response:
     """One response to an example's prompt. `text` is turns when the conversation goes on; then the loss is on assistant turns only."""

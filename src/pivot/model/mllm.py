@@ -115,6 +115,16 @@ class MLLM:
         return cls.build(eyes, body, tokenizer=base.tokenizer, template=base.chat_template, seed=seed + 2)
 
     @classmethod
+    def blank(cls, seed: int = 0) -> MLLM:
+        """The shipped base's architecture, tokenizer and processor with random weights: what `recipes/base.yaml` begins with."""
+        processor = AutoProcessor.from_pretrained(BASE)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(BASE))
+        model.generation_config = _generation_config(processor)
+        return cls(model, processor, _tap(model)).to(dtype="float32")
+
+    @classmethod
     def load(cls, source: str | Path, device: str | torch.device | None = None, dtype: str | None = None) -> MLLM:
         """Open the shipped "base", a folder, or a hub model ("hf:ID" or plain).
 

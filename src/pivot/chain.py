@@ -1,0 +1,316 @@
+"""From a recipe to its stages, in order: finished ones are skipped, a killed one resumes, any one can be run again alone.
+
+All that trains comes first and runs in every process of a launch; what follows runs in the main process alone, so that the
+others can leave. Between stages nothing is kept but files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pivot import lookup
+from pivot import recipe as recipes
+from pivot.knobs import nearest
+from pivot.recipe import Post, Recipe
+from pivot.records import BadInput, CheckFailed
+from pivot.runfolder import ORIGINAL, RunFolder, discard, hash_json, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from pivot.encoder import Encoder
+    from pivot.model import MLLM
+
+TRAINING = ("pretrain", "align", "instruct", "post")
+Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: the unit that is finished or not."""
+
+    name: str  # as in the manifest: post-dpo/seed-0
+    kind: Kind
+    needs: tuple[str, ...] = ()
+    arm: str = ""
+    seed: int = 0
+    module: str = ""  # which probe or bench
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened, for whoever shows it."""
+
+    kind: Literal["begin", "progress", "done", "skip"]
+    stage: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Tell = Callable[[Event], None]
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe in the order in which they run."""
+    line = [kind for kind in ("pretrain", "align", "instruct") if getattr(recipe, kind)]
+    before: tuple[str, ...] = ()
+    found = []
+    for kind in line:
+        found.append(Stage(kind, kind, before))  # type: ignore[arg-type]
+        before = (kind,)
+    measured = []
+    for arm, choice in recipe.arms.items():
+        for seed in recipe.seeds if choice.objective else recipe.seeds[:1]:
+            model = before
+            if choice.objective:
+                post = Stage(f"post-{arm}/seed-{seed}", "post", before, arm, seed)
+                found.append(post)
+                model = (post.name,)
+            measured += _measuring(recipe, arm, seed, model)
+    found += measured
+    if measured:
+        found.append(Stage("report", "report", tuple(stage.name for stage in measured if stage.kind in ("probe", "bench"))))
+    return found
+
+
+def _measuring(recipe: Recipe, arm: str, seed: int, model: tuple[str, ...]) -> list[Stage]:
+    """What follows training for one arm and seed; `model` is the stage that its MLLM comes from."""
+    place = arm if arm == ORIGINAL else f"{arm}/seed-{seed}"
+    # Built from parts, the original encoder is the one that was given: it waits for no stage but pretrain.
+    of_encoder = model if recipe.init or arm != ORIGINAL else tuple(kind for kind in ("pretrain",) if recipe.pretrain)
+    detach = Stage(f"encoder-{place}", "detach", of_encoder, arm, seed)
+    probes = [Stage(f"probe-{name}-{place}", "probe", (detach.name,), arm, seed, name) for name in recipe.probes]
+    benches = [Stage(f"bench-{name}-{place}", "bench", model, arm, seed, name) for name in recipe.bench]
+    return [detach, *probes, *benches]
+
+
+def chosen(plan: Sequence[Stage], only: str) -> list[Stage]:
+    """Stages whose name fits a pattern such as `bench-*`; none at all is a `BadInput`."""
+    found = [stage for stage in plan if fnmatch(stage.name, only)]
+    if not found:
+        raise BadInput(f"no stage named '{only}' in this recipe; {nearest(only, [stage.name for stage in plan])}")
+    return found
+
+
+def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) -> None:
+    """Run what is not finished. `only` runs the stages that fit it, finished or not, and nothing else."""
+    plan = stages(recipe)
+    again = [stage.name for stage in chosen(plan, only)] if only else []
+    crew = Crew()
+    with ExitStack() as held:
+        if crew.main:
+            held.enter_context(folder.alone())
+            recipes.freeze(recipe, folder)
+            _begin(recipe, folder)
+        work = Work(recipe, folder, tell, crew)
+        for stage in plan:
+            trains = stage.kind in TRAINING
+            if (only and stage.name not in again) or not (trains or crew.main):
+                continue
+            done = crew.agreed(folder, stage.name) if trains else folder.done(stage.name)
+            if done and not only:
+                tell(Event("skip", stage.name, folder.facts(stage.name)))
+                continue
+            work.perform(stage, afresh=done)
+
+
+def initial(recipe: Recipe) -> MLLM:
+    """The MLLM that a recipe begins with."""
+    from pivot.model import MLLM
+
+    if recipe.init == "tiny":
+        return MLLM.tiny()
+    if recipe.init == "blank":
+        return MLLM.blank()
+    if recipe.init:
+        return MLLM.load(recipe.init)
+    assert recipe.encoder and recipe.llm  # a valid recipe has init or both
+    return MLLM.build(recipe.encoder, recipe.llm)
+
+
+def _begin(recipe: Recipe, folder: RunFolder) -> None:
+    """Say in the manifest what made this folder; reproducing it needs the versions."""
+    packages = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
+    if not folder.manifest():
+        folder.note(name=recipe.name, versions={name: version(name) for name in packages}, stages={})
+
+
+class Crew:
+    """The processes of a launch. Alone, it is free: accelerate is not asked."""
+
+    def __init__(self) -> None:
+        if {"MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"} <= set(os.environ) and "WORLD_SIZE" not in os.environ:
+            raise BadInput("accelerate launch starts one process alone on a machine without GPUs; add --multi_gpu, which serves CPUs too")
+        self.alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        self.main = self.alone or os.environ.get("RANK", "0") == "0"
+
+    def agreed(self, folder: RunFolder, stage: str) -> bool:
+        """Whether a stage is done, as the main process sees it: the others would look at files that it is changing."""
+        if self.alone:
+            return folder.done(stage)
+        from accelerate.utils import broadcast_object_list
+
+        from pivot.train.launch import processes
+
+        processes()
+        return bool(broadcast_object_list([folder.done(stage) if self.main else None])[0])
+
+
+@dataclass(frozen=True)
+class Work:
+    """A recipe being run in a folder: one method a kind of stage, which returns the paths that it made."""
+
+    recipe: Recipe
+    folder: RunFolder
+    tell: Tell
+    crew: Crew
+
+    def perform(self, stage: Stage, afresh: bool) -> None:
+        """Run one stage and mark it. `afresh` throws away what a finished one made; else a killed one goes on."""
+        needs = {need: self.crew.agreed(self.folder, need) if stage.kind in TRAINING else self.folder.done(need) for need in stage.needs}
+        missing = next((need for need, done in needs.items() if not done), None)
+        if missing and stage.kind != "report":  # a report shows what is there
+            raise BadInput(f"stage {stage.name} needs {missing}, which is not finished in {self.folder.path}; run that first")
+        if afresh and stage.kind in TRAINING and self.crew.main:
+            discard(self.folder.path / stage.name)
+        self.tell(Event("begin", stage.name))
+        made = getattr(self, f"_{stage.kind}")(stage)
+        if self.crew.main:
+            self.folder.mark(stage.name, made, [need for need, done in needs.items() if done])
+        self.tell(Event("done", stage.name, {"made": [str(path) for path in made]}))
+
+    def _progress(self, stage: Stage) -> Callable[[int, int], None]:
+        return lambda done, total: self.tell(Event("progress", stage.name, {"done": done, "total": total}))
+
+    # -- what trains
+
+    def entering(self, kind: str) -> MLLM:
+        """The MLLM as it enters a stage: as the one before left it, else the recipe's own."""
+        before = [name for name in TRAINING[: TRAINING.index(kind)] if getattr(self.recipe, name)]
+        if before:
+            from pivot.model import MLLM
+
+            return MLLM.load(self.folder.path / before[-1] / "model")
+        return initial(self.recipe)
+
+    def _pretrain(self, stage: Stage) -> list[Path]:
+        from pivot.pretrain.loop import pretrain
+
+        assert self.recipe.pretrain
+        knobs = {key: value for key, value in self.recipe.pretrain.items() if key not in ("name", "data")}
+        folder = self.folder.path / stage.name
+        if self.crew.main:  # tiny towers only: one process is enough, the others meet it at the next stage
+            objective = lookup.find("pretrain", self.recipe.pretrain["name"])(**knobs)
+            examples = self.recipe.examples(self.recipe.pretrain["data"])
+            for line in pretrain(self.entering(stage.kind), objective, examples, folder, seed=self.recipe.seeds[0]):
+                self.tell(Event("progress", stage.name, {**line, "done": line["step"], "total": line["steps"]}))
+        return [folder / "model", folder / "ledger.json", folder / "metrics.jsonl"]
+
+    def _align(self, stage: Stage) -> list[Path]:
+        assert self.recipe.align
+        return self._train(stage, self.recipe.align, {"name": "sft"}, self.recipe.align.rates)
+
+    def _instruct(self, stage: Stage) -> list[Path]:
+        assert self.recipe.instruct
+        return self._train(stage, self.recipe.instruct, {"name": "sft"}, self.recipe.instruct.rates)
+
+    def _post(self, stage: Stage) -> list[Path]:
+        arm = self.recipe.arms[stage.arm]
+        assert self.recipe.post and arm.objective and arm.rates
+        return self._train(stage, self.recipe.post, arm.objective, arm.rates)
+
+    def _train(self, stage: Stage, section: Post, objective: Mapping[str, Any], rates: recipes.Rates) -> list[Path]:
+        from pivot.train import Rates, Settings, train
+
+        knobs = {key: value for key, value in objective.items() if key != "name"}
+        folder = self.folder.path / stage.name
+        for line in train(
+            self.entering(stage.kind),
+            lookup.find("objective", objective["name"])(**knobs),
+            self.recipe.examples(section.data),
+            Settings(**section.settings, seed=stage.seed),
+            folder,
+            rates=Rates(**rates.model_dump()),
+            validation=self.recipe.examples(section.validation) if section.validation else None,
+            stage=stage.kind,
+            arm=stage.arm,
+        ):
+            self.tell(Event("progress", stage.name, line))
+        ledger = folder / "ledger.json"
+        if self.crew.main:
+            # Arms are matched by construction; a source that dropped or reordered rows for one arm alone is caught here.
+            read = f"the examples that {stage.name} read, and their order,"
+            self.folder.pin(f"{stage.kind} ids, seed {stage.seed}", read_json(ledger)["ids_sha256"], read)
+        return [folder / "model", ledger, folder / "metrics.jsonl"]
+
+    # -- what measures
+
+    def _detach(self, stage: Stage) -> list[Path]:
+        from pivot.encoder.export import export
+
+        folder = self.folder.encoder(stage.arm, stage.seed)
+        parity = export(self._original() if stage.arm == ORIGINAL else self._trained(stage).detach(), folder)
+        if not parity.exact and parity.device == "cpu" and parity.dtype == "float32":
+            raise CheckFailed(f"{folder}: features differ from those in the MLLM by {parity.difference:.2g}; see parity.json there")
+        return [folder]
+
+    def _original(self) -> Encoder:
+        """The encoder before any LLM of this recipe touched it."""
+        from pivot.encoder import Encoder
+
+        if self.recipe.init:
+            return self.entering("post").detach()
+        return self.entering("align").detach() if self.recipe.pretrain else Encoder.load(str(self.recipe.encoder))
+
+    def _trained(self, stage: Stage) -> MLLM:
+        """The MLLM of an arm: after stage post, or as it would enter it."""
+        from pivot.model import MLLM
+
+        if self.recipe.arms[stage.arm].objective:
+            return MLLM.load(self.folder.post(stage.arm, stage.seed) / "model")
+        return self.entering("post")
+
+    def _probe(self, stage: Stage) -> list[Path]:
+        from pivot.encoder import Encoder
+
+        use = self.recipe.probes[stage.module]
+        knobs = {key: value for key, value in use.items() if key != "data"}
+        encoder = Encoder.load(self.folder.encoder(stage.arm, stage.seed)).to(_device())
+        found = lookup.find("probe", stage.module)(**knobs).run({stage.arm: encoder}, self.recipe.examples(use["data"]))
+        return [self.folder.write_measurement(replace(one, arm=stage.arm, seed=stage.seed)) for one in found]
+
+    def _bench(self, stage: Stage) -> list[Path]:
+        from pivot.bench import run as ask
+
+        use = self.recipe.bench[stage.module]
+        knobs = {key: value for key, value in use.items() if key != "data"}
+        mllm = self._trained(stage).to(_device())
+        answers = self.folder.answers_file(stage.arm, stage.seed, stage.module)
+        found = ask.run(
+            lookup.find("bench", stage.module)(**knobs),
+            ask.greedy(mllm),
+            answers,
+            examples=self.recipe.examples(use["data"]) if use["data"] else None,
+            arm=stage.arm,
+            seed=stage.seed,
+            fingerprint=hash_json(mllm.hashes()),
+            progress=self._progress(stage),
+        )
+        return [self.folder.write_measurement(found), answers]
+
+    def _report(self, stage: Stage) -> list[Path]:
+        from pivot.report import page
+
+        return [page.write(self.folder)]
+
+
+def _device() -> torch.device:
+    from pivot.train.launch import processes
+
+    return processes().device

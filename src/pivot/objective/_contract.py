@@ -1,0 +1,97 @@
+"""What training asks of an objective, and what it hands over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from pivot.records import BadInput, Example, Role
+
+Logps = Sequence[Sequence[Tensor]]  # per example, per response: (s,) log-probabilities of its supervised tokens
+Metrics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much the whole batch of an update holds, over all of its micro-batches and processes."""
+
+    examples: int
+    tokens: tuple[int, ...]  # supervised ones, by response number
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.examples + other.examples, tuple(a + b for a, b in zip(self.tokens, other.tokens, strict=True)))
+
+
+class Objective(Protocol):
+    """How log-probabilities of responses become a loss. A frozen dataclass whose fields are its knobs.
+
+    A loss, and each of its metrics, is the *share* that some rows have in the whole batch's: sums over these rows, divided by
+    `batch["counts"]`, which counts all rows. Shares add up, so that neither the number of processes nor that of micro-batches
+    changes anything. `batch["reference"]` holds log-probabilities under the weights that training started from, nested as
+    `logps`, if `needs_reference`. `state` is whatever must live on from step to step; it must go through `torch.save`.
+    """
+
+    k: ClassVar[int]  # responses per example
+    needs_reference: ClassVar[bool]
+
+    def source(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The examples with the k responses that this objective scores, in its order. A row that lacks one is a `BadInput`."""
+
+    def init(self) -> Any:
+        """The state before the first step."""
+
+    def loss(self, logps: Logps, batch: Mapping[str, Any], state: Any) -> tuple[Tensor, Metrics, Any]:
+        """Share of the loss, shares of the metrics (detached), and the next state."""
+
+    def margins(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
+        """(B,) what must be zero while policy and reference are the same. Asked only if `needs_reference`."""
+
+
+def total(logps: Logps, number: int) -> Tensor:
+    """(B,) log-probability of each example's response of that number."""
+    return torch.stack([example[number].sum() for example in logps])
+
+
+def gain(logps: Logps, reference: Logps, number: int) -> Tensor:
+    """(B,) by how much each response of that number has become likelier than under the reference.
+
+    Subtracted token by token: sums of several hundred would lose the digits that matter while the two are close.
+    """
+    pairs = [(now[number], before[number]) for now, before in zip(logps, reference, strict=True)]
+    if any(now.shape != before.shape for now, before in pairs):
+        raise ValueError("reference log-probabilities do not fit the rows: they would be broadcast")
+    return torch.stack([(now - before).sum() for now, before in pairs])
+
+
+def length(logps: Logps, number: int) -> Tensor:
+    """(B,) supervised tokens of each example's response of that number."""
+    return torch.tensor([len(example[number]) for example in logps], dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Picked(Sequence[Example]):
+    """A view of examples with one response of each role, the first one, and no others."""
+
+    examples: Sequence[Example]
+    roles: tuple[Role, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self.examples[index]
+        first = {response.role: response for response in reversed(example.responses)}
+        lacking = next((role for role in self.roles if role not in first), None)
+        if lacking:
+            raise BadInput(f"row {example.id} has no {lacking} response; drop the row or choose another objective")
+        return replace(example, responses=tuple(first[role] for role in self.roles))

@@ -1,0 +1,66 @@
+"""Direct preference optimisation, as LLaVA-NeXT trains it: sigmoid loss on summed log-probabilities, plus a share of SFT.
+
+With g(y) = log p(y) - log p_reference(y), summed over the response's tokens, and the margin m = beta (g(chosen) - g(rejected)):
+
+    loss = alpha mean_pairs[-(1 - s) log sigmoid(m) - s log sigmoid(-m)] + gamma mean_tokens[-log p(chosen token)]
+
+LLaVA-NeXT's script sets gamma to 0, its code defaults to 1; the script is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from pivot.objective._contract import Logps, Metrics, Picked, gain, length, total
+from pivot.records import Example
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`beta` scales rewards, `label_smoothing` is s, `alpha` weighs the preference term and `gamma` the SFT term."""
+
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    gamma: Annotated[float, Field(ge=0)] = 0.0
+    k: ClassVar[int] = 2
+    needs_reference: ClassVar[bool] = True
+
+    def source(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The first chosen and the first rejected response of each example."""
+        return Picked(examples, ("chosen", "rejected"))
+
+    def init(self) -> None:
+        """There is no state."""
+
+    def margins(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
+        """(B,) reward of the chosen response minus reward of the rejected one."""
+        return self.beta * (gain(logps, batch["reference"], 0) - gain(logps, batch["reference"], 1))
+
+    def loss(self, logps: Logps, batch: Mapping[str, Any], state: None) -> tuple[Tensor, Metrics, None]:
+        """Shares of loss and metrics; see `Objective` in `_contract.py`."""
+        counts, chosen, rejected = batch["counts"], total(logps, 0), total(logps, 1)  # (B,)
+        margins = self.margins(logps, batch)  # (B,)
+        preference = -(1 - self.label_smoothing) * logsigmoid(margins) - self.label_smoothing * logsigmoid(-margins)
+        nll = -chosen.sum() / counts.tokens[0]
+        loss = self.alpha * preference.sum() / counts.examples
+        if self.gamma:
+            loss = loss + self.gamma * nll
+        each = {
+            "rewards/chosen": self.beta * gain(logps, batch["reference"], 0),
+            "rewards/rejected": self.beta * gain(logps, batch["reference"], 1),
+            "rewards/accuracies": (margins > 0).to(margins.dtype),
+            "rewards/margins": margins,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+            "lengths/chosen": length(logps, 0),
+            "lengths/rejected": length(logps, 1),
+        }
+        metrics = {name: values.detach().sum() / counts.examples for name, values in each.items()}
+        return loss, {**metrics, "nll_loss": nll.detach()}, state

@@ -1,0 +1,317 @@
+"""Recipes: load by name or path, override as `key.sub=value`, validate, freeze.
+
+What a recipe says about one objective, reader, probe or bench is checked against that module's own declaration, so a knob
+is declared once, beside what it turns. `freeze` writes the recipe with every default filled in: the same file is the record
+of the run, and a run folder takes no other recipe.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_serializer, model_validator
+
+from pivot import lookup
+from pivot.knobs import Wrong, check_keys, fill, first_error, nearest
+from pivot.records import BadInput, Example
+from pivot.runfolder import ORIGINAL, RunFolder, write_text
+
+SHIPPED = Path(__file__).parent / "recipes"
+# Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
+SETTINGS = "pivot.train.settings"
+
+
+# ---- YAML as people mean it
+
+
+class Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `1e-5` is a number, `no` and `12:30` are text. A key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_SCALARS = {
+    "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+    "int": (r"^[-+]?[0-9]+$", "-+0123456789"),
+    "float": (r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", "-+.0123456789"),
+}
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rsplit(":", 1)[1] not in (*_SCALARS, "timestamp")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, (_rule, _first) in _SCALARS.items():
+    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_rule), list(_first))
+
+
+def parse(text: str, where: str) -> Any:
+    """YAML text as plain values. What is broken is a `BadInput` that names the line."""
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader: plain values only
+    except yaml.YAMLError as broken:
+        mark = getattr(broken, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise BadInput(f"not YAML: {getattr(broken, 'problem', None) or broken} ({where}{line}); correct it there") from None
+
+
+# ---- what a recipe holds
+
+
+def _module(folder: str, key: str, own: Mapping[str, Any] | None = None) -> BeforeValidator:
+    """Check `{key: module, **knobs}` against that module; `own` are keys of the recipe's among the knobs."""
+
+    def check(given: Any) -> Any:
+        if not isinstance(given, Mapping) or not isinstance(given.get(key), str):
+            raise Wrong((), f"must be a mapping with '{key}', one of: {', '.join(lookup.names(folder))}, not {given!r}")
+        return fill(lookup.find(folder, given[key]), given, own={key: ..., **(own or {})})
+
+    return BeforeValidator(check)
+
+
+def _modules(folder: str) -> BeforeValidator:
+    """Check `{module: {data: NAME, **knobs}, ...}`."""
+
+    def check(given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            raise Wrong((), f"must be a mapping with keys of: {', '.join(lookup.names(folder))}, not {given!r}")
+        filled = {}
+        for name, inside in given.items():
+            try:
+                filled[name] = fill(lookup.find(folder, name), inside, own={"data": None})
+            except Wrong as wrong:
+                raise Wrong((name, *wrong.place), wrong.message) from None
+        return filled
+
+    return BeforeValidator(check)
+
+
+class Section(BaseModel):
+    """A part of a recipe: takes no key that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        check_keys(given, cls.model_fields)
+        return given
+
+
+class Rates(Section):
+    """Learning rate of each part of an MLLM; 0 = frozen."""
+
+    tower: float = Field(ge=0, allow_inf_nan=False)
+    projector: float = Field(ge=0, allow_inf_nan=False)
+    llm: float = Field(ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _some(self) -> Rates:
+        if not any((self.tower, self.projector, self.llm)):
+            raise Wrong((), "are all 0, so that nothing trains; give a part a learning rate")
+        return self
+
+
+class Arm(Section):
+    """One post-training choice. Without an objective the arm is measured as it enters stage post."""
+
+    objective: Annotated[dict[str, Any], _module("objective", "name")] | None = None
+    rates: Rates | None = None
+
+    @model_validator(mode="after")
+    def _both(self) -> Arm:
+        if bool(self.objective) != bool(self.rates):
+            raise Wrong(("rates" if self.objective else "objective",), "is missing; give both objective and rates, or neither")
+        return self
+
+
+class Post(BaseModel):
+    """Stage post: which data, and beside them in one flat section the settings of training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: str = "pairs"
+    validation: str | None = None
+    settings: dict[str, Any]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        declared = importlib.import_module(SETTINGS).Settings
+        own = [key for key in cls.model_fields if key != "settings"]
+        check_keys(given, [*own, *(key for key in declared.model_fields if key != "seed")])  # a run's seeds stand in `seeds`
+        settings = fill(declared, {key: value for key, value in given.items() if key not in own})
+        settings.pop("seed", None)
+        return {**{key: given[key] for key in own if key in given}, "settings": settings}
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {**{key: getattr(self, key) for key in type(self).model_fields if key != "settings"}, **self.settings}
+
+
+class Chat(Post):
+    """Stages align and instruct: as post, by plain sft, with rates of their own."""
+
+    rates: Rates
+
+
+Data = Annotated[dict[str, Any], _module("data", "read")]
+
+
+class Recipe(Section):
+    """Everything that decides a run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")
+    init: str | None = None
+    encoder: str | None = None
+    llm: str | None = None
+    data: dict[str, Data] = {}
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
+    pretrain: Annotated[dict[str, Any], _module("pretrain", "name", own={"data": ...})] | None = None
+    align: Chat | None = None
+    instruct: Chat | None = None
+    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")], Arm] = {}
+    post: Post | None = None
+    probes: Annotated[dict[str, Any], _modules("probe")] = {}
+    bench: Annotated[dict[str, Any], _modules("bench")] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if (self.init is None) == (self.encoder is None) or (self.encoder is None) != (self.llm is None):
+            raise Wrong((), "give either init (an MLLM) or both encoder and llm")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise Wrong(("seeds",), f"must differ, not {list(self.seeds)}")
+        trained = [arm for arm, choice in self.arms.items() if choice.objective]
+        if ORIGINAL in trained:
+            raise Wrong(("arms", ORIGINAL), "is the encoder as it was; give it no objective, or another name")
+        if trained and not self.post:
+            raise Wrong(("post",), f"is missing; arms {', '.join(trained)} need its settings")
+        for place, name in self._references():
+            if name not in self.data:
+                raise Wrong(place, f"no data named '{name}'; {nearest(name, self.data)}")
+        return self
+
+    def _references(self) -> list[tuple[tuple[str, ...], str]]:
+        """Where the recipe names data of its own, and which."""
+        found = [(("pretrain", "data"), self.pretrain["data"])] if self.pretrain else []
+        trains = bool([arm for arm in self.arms.values() if arm.objective])
+        for stage in ("align", "instruct", *(["post"] if trains else [])):
+            section: Post | None = getattr(self, stage)
+            found += [((stage, key), getattr(section, key)) for key in ("data", "validation") if section and getattr(section, key)]
+        uses = {"probes": self.probes, "bench": self.bench}
+        return found + [((kind, name, "data"), use["data"]) for kind, section in uses.items() for name, use in section.items()]
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain values, every default filled in."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def examples(self, name: str) -> Sequence[Example]:
+        """Read one of the recipe's data. None at all is a `BadInput`."""
+        return _read(self.data[name], f"data.{name} of recipe '{self.name}'")
+
+
+_RECIPE, _DATA = TypeAdapter(Recipe), TypeAdapter(Data)
+
+
+def read(source: str) -> Sequence[Example]:
+    """Examples named in one line, as on a command line: `world,split=test,size=600`."""
+    reader, *options = source.split(",")
+    plain: dict[str, Any] = {"read": reader.strip()}
+    for option in options:
+        plain = override(plain, option)
+    return _read(_checked(_DATA, plain, f"data '{source}'"), f"data '{source}'")
+
+
+def _read(plain: Mapping[str, Any], where: str) -> Sequence[Example]:
+    examples = lookup.find("data", plain["read"])(**{key: value for key, value in plain.items() if key != "read"})
+    if not len(examples):
+        raise BadInput(f"{where} has no examples; check its path and its filters")
+    return examples
+
+
+# ---- load, override, freeze
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.rglob("*.yaml"))
+
+
+def find(source: str) -> Path:
+    """The file of a recipe given by path or by the name of a shipped one."""
+    if Path(source).is_file():
+        return Path(source)
+    if source in shipped():
+        return SHIPPED / f"{source}.yaml"
+    if source.endswith((".yaml", ".yml")):
+        raise BadInput(f"recipe not found: {source}; check the path, or take a shipped one: {', '.join(shipped())}")
+    raise BadInput(f"no recipe named '{source}'; {nearest(source, shipped())} (or give the path of a YAML file)")
+
+
+def override(plain: Mapping[str, Any], change: str) -> dict[str, Any]:
+    """A copy of plain values with one `key.sub=value` applied; the value is read as YAML."""
+    path, sign, text = change.partition("=")
+    keys = path.strip().split(".")
+    if not sign or not all(keys):
+        raise BadInput(f"not an override: '{change}'; write key.sub=value, as in post.batch=16")
+    changed = here = dict(plain)
+    for depth, key in enumerate(keys[:-1]):
+        inside = here.get(key)
+        if inside is not None and not isinstance(inside, Mapping):
+            raise BadInput(f"override '{change}': {'.'.join(keys[: depth + 1])} is {inside!r} and holds no keys; write {key}=value")
+        here[key] = here = dict(inside or {})
+    here[keys[-1]] = parse(text, f"override '{change}'")
+    return changed
+
+
+def validate(plain: Any, where: str) -> Recipe:
+    """Plain values as a recipe; what is wrong is a `BadInput` with its place."""
+    return _checked(_RECIPE, plain, f"recipe {where}")
+
+
+def _checked(adapter: TypeAdapter[Any], plain: Any, where: str) -> Any:
+    try:
+        return adapter.validate_python(plain)
+    except ValidationError as wrong:
+        place, message = first_error(wrong)
+        keys = ".".join(str(key) for key in place if key != "[key]")
+        raise BadInput(f"{keys + ': ' if keys else ''}{message} ({where})") from None
+
+
+def load(source: str, changes: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by name or path, with `key.sub=value` overrides."""
+    file = find(source)
+    plain = parse(file.read_text(encoding="utf-8"), str(file))
+    if not isinstance(plain, Mapping):
+        raise BadInput(f"{file} is no recipe: it holds no keys; see a shipped one, such as {SHIPPED / 'demo.yaml'}")
+    for change in changes:
+        plain = override(plain, change)
+    return validate(plain, source)
+
+
+def freeze(recipe: Recipe, folder: RunFolder) -> None:
+    """Write the full recipe into a run folder. One that began with another recipe is a `BadInput` that names the changed keys."""
+    if folder.recipe_file.exists():
+        frozen = validate(parse(folder.recipe_file.read_text(encoding="utf-8"), str(folder.recipe_file)), str(folder.recipe_file))
+        changed = differences(frozen.plain(), recipe.plain())
+        if changed:
+            raise BadInput(
+                f"{folder.path} was made with another recipe (changed: {', '.join(changed)}); give this one another out= or name="
+            )
+        return
+    write_text(folder.recipe_file, yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=140))
+
+
+def differences(before: Any, after: Any, at: str = "") -> list[str]:
+    """Dotted keys at which two plain values differ."""
+    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+        return [] if before == after else [at]
+    keys = [*before, *(key for key in after if key not in before)]
+    return [place for key in keys for place in differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))]

@@ -1,0 +1,202 @@
+"""From the plain files of one or several run folders to what a report says: scores, paired differences, and what each arm read.
+
+Nothing is computed that needs a model; any of it can be done again on a machine that has none.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pivot.records import BadInput, Measurement
+from pivot.report import items
+from pivot.report.matching import matching
+from pivot.report.reading import Run, read
+from pivot.runfolder import ORIGINAL, RunFolder, write_json
+from pivot.study.statistics import Estimate, differences, estimates
+
+Facts = dict[str, Any]
+Folder = RunFolder | os.PathLike[str] | str
+RESULTS = ("rows", "pairs", "arms", "matching", "left_out")  # what results.json holds
+
+
+def collect(folders: Folder | Sequence[Folder]) -> Facts:
+    """Everything a report needs, as plain values. Arms of several folders are named "RUN: ARM"."""
+    runs = [read(folder) for folder in as_folders(folders)]
+    _tell_apart(runs)
+    found = [_of_run(run, f"{run.name}: " if len(runs) > 1 else "") for run in runs]
+    if not any(one["rows"] or one["ledgers"] for one in found):
+        places = ", ".join(str(run.folder.path) for run in runs)
+        broken = "".join(f"; left out: {fault['file']} ({fault['why']})" for run in runs for fault in run.left_out[:1])
+        raise BadInput(
+            f"nothing to report in {places}: no measurement and no ledger that can be read{broken}; let a run finish a stage first"
+        )
+    together = {key: [fact for one in found for fact in one[key]] for key in found[0] if key not in ("arms", "run")}
+    pairs = together.pop("pairs")
+    pairs += _between(runs) if len(runs) > 1 else []
+    return {
+        "runs": [one["run"] for one in found],
+        "arms": {name: arm for one in found for name, arm in one["arms"].items()},
+        **together,
+        "pairs": pairs,
+    }
+
+
+def as_folders(given: Folder | Sequence[Folder]) -> list[RunFolder]:
+    """Run folders from what a caller has. A path that is none is a `BadInput`."""
+    several = [given] if isinstance(given, RunFolder | os.PathLike | str) else given
+    return [one if isinstance(one, RunFolder) else RunFolder.existing(Path(one)) for one in several]
+
+
+def write(found: Mapping[str, Any], file: Path) -> None:
+    """Write results.json whole."""
+    write_json(file, {key: found[key] for key in RESULTS})
+
+
+def _tell_apart(runs: Sequence[Run]) -> None:
+    """Runs of one name get numbers."""
+    names = [run.name for run in runs]
+    for place, run in enumerate(runs):
+        if names.count(run.name) > 1:
+            run.name = f"{run.name} {names[: place + 1].count(run.name)}"
+
+
+def _of_run(run: Run, prefix: str) -> Facts:
+    """One run's share of the whole; `prefix` goes before the names of its arms."""
+    trained = [arm for arm in run.arms if any(ledger.get("arm") == arm for ledger in run.ledgers)]
+    groups = _groups(run)
+    pairs, moved = [], []
+    for b_place, b in enumerate(run.arms):
+        for a in run.arms[b_place + 1 :]:
+            for kind, name in groups:
+                of_a, of_b = (_seeds(run, arm, kind, name) for arm in (a, b))
+                pairs += _pairs(of_a, _as_often(of_b, of_a, b in trained), prefix + a, prefix + b)
+                if kind == "bench" and (changed := items.changes(run, name, a, b)):
+                    moved.append({**changed, "a": prefix + a, "b": prefix + b})
+    gallery = []
+    for kind, name in groups:
+        asked = [arm for arm in run.arms if any((of, bench) == (arm, name) for of, _, bench in run.answers)]
+        gallery += items.gallery(run, name, asked) if kind == "bench" else []
+    for item in gallery:
+        item["replies"] = [{**reply, "arm": prefix + reply["arm"]} for reply in item["replies"]]
+    place = {arm: number for number, arm in enumerate(run.arms)}
+    ledgers = sorted(run.ledgers, key=lambda one: (place[one["arm"]], one["seed"]) if one["stage"] == "post" else (-1, 0))
+    curves = sorted((one for one in run.metrics if "arm" in one[0]), key=lambda one: (place[one[0]["arm"]], one[0]["seed"]))
+    posts = [one for one in ledgers if one["stage"] == "post"]
+    return {
+        "run": {"name": run.name, "recipe": run.recipe, "versions": _versions(run)},
+        "arms": {prefix + arm: _arm(run, arm, arm in trained) for arm in run.arms},
+        "rows": [row for arm in run.arms for kind, name in groups for row in _rows(_seeds(run, arm, kind, name), prefix + arm)],
+        "pairs": pairs,
+        "matching": [{"run": run.name, **matching(posts)}] if posts else [],
+        "measured": [_shape(run, kind, name) for kind, name in groups],
+        "ledgers": [{**ledger, "run": run.name} for ledger in ledgers],
+        "curves": [{**what, "run": run.name, "arm": prefix + what["arm"], "lines": lines} for what, lines in curves],
+        "encoders": [{**one, "arm": prefix + one["arm"]} for one in run.encoders],
+        "items": gallery,
+        "changes": moved,
+        "left_out": [{**fault, "file": f"{prefix}{fault['file']}"} for fault in run.left_out],
+    }
+
+
+def _groups(run: Run) -> list[tuple[str, str]]:
+    """Kind and name of what was measured: benches first."""
+    return sorted({(one.kind, one.name) for one in run.measurements})
+
+
+def _seeds(run: Run, arm: str, kind: str, name: str) -> list[Measurement]:
+    found = [one for one in run.measurements if (one.arm, one.kind, one.name) == (arm, kind, name)]
+    return sorted(found, key=lambda one: one.seed)
+
+
+def _as_often(of_b: Sequence[Measurement], of_a: Sequence[Measurement], trained: bool) -> list[Measurement]:
+    """An arm that was never trained has one measurement, which stands beside every seed of the other."""
+    if trained or len(of_b) != 1:
+        return list(of_b)
+    return [replace(of_b[0], seed=one.seed) for one in of_a]
+
+
+def _rows(seeds: Sequence[Measurement], arm: str) -> list[Facts]:
+    """A row per seed and metric; with several seeds another for their mean, whose seed is None."""
+    found = []
+    for one in seeds:
+        found += [_row(arm, one.seed, one, metric, of) for metric, of in estimates([one]).items()]
+    if len(seeds) > 1:
+        found += [_row(arm, None, seeds[0], metric, of) for metric, of in estimates(seeds).items()]
+    return found
+
+
+def _row(arm: str, seed: int | None, one: Measurement, metric: str, of: Estimate) -> Facts:
+    told = {"arm": arm, "seed": seed, "kind": one.kind, "name": one.name, "metric": metric, "value": of.value}
+    return {**told, **_rest(of), "n": of.n or one.n}
+
+
+def _rest(of: Estimate) -> Facts:
+    return {"low": of.low, "high": of.high, "n": of.n, "seeds": of.seeds}
+
+
+def _pairs(of_a: Sequence[Measurement], of_b: Sequence[Measurement], a: str, b: str) -> list[Facts]:
+    if not of_a or not of_b:
+        return []
+    told = {"a": a, "b": b, "kind": of_a[0].kind, "name": of_a[0].name}
+    return [
+        {
+            **told,
+            "metric": metric,
+            "difference": of.value,
+            "low": of.low,
+            "high": of.high,
+            "n": of.n,
+            "seeds": of.seeds,
+            "verdict": of.verdict,
+        }
+        for metric, of in differences(of_a, of_b).items()
+    ]
+
+
+def _between(runs: Sequence[Run]) -> list[Facts]:
+    """Arms of one name in later runs against the first run's."""
+    first, found = runs[0], []
+    for run in runs[1:]:
+        for arm in run.arms:
+            for kind, name in _groups(run):
+                of_a, of_b = _seeds(run, arm, kind, name), _seeds(first, arm, kind, name)
+                found += _pairs(of_a, of_b, f"{run.name}: {arm}", f"{first.name}: {arm}")
+    return found
+
+
+def _arm(run: Run, arm: str, trained: bool) -> Facts:
+    """What is known of an arm. One that was never trained has no seeds: its measurements hold for all."""
+    ledgers = sorted((ledger for ledger in run.ledgers if ledger.get("arm") == arm), key=lambda ledger: ledger["seed"])
+    measured = {one.seed for one in run.measurements if one.arm == arm}
+    seeds = sorted(measured | {ledger["seed"] for ledger in ledgers})
+    return {
+        "run": run.name,
+        "arm": arm,
+        "original": arm == ORIGINAL,
+        "trained": trained,
+        "seeds": seeds if trained else [],
+        "ledgers": ledgers,
+    }
+
+
+def _shape(run: Run, kind: str, name: str) -> Facts:
+    """How the metrics of a measurement belong together."""
+    of = [one for one in run.measurements if (one.kind, one.name) == (kind, name)]
+    metrics = list(dict.fromkeys(metric for one in of for metric in one.metrics))
+    parts = {metric: list(inside) for one in of for metric, inside in one.parts.items()}
+    return {"run": run.name, "kind": kind, "name": name, "metrics": metrics, "parts": parts, "unit": of[0].unit, "n": of[0].n}
+
+
+def _versions(run: Run) -> dict[str, str]:
+    """Versions that the run began with, and those of stages that were run with others."""
+    found = {name: [value] for name, value in run.versions.items()}
+    for ledger in run.ledgers:
+        for name, value in (ledger.get("versions") or {}).items():
+            known = found.setdefault(str(name), [])
+            if str(value) not in known:
+                known.append(str(value))
+    return {name: " and ".join(values) for name, values in found.items()}

@@ -1,0 +1,230 @@
+"""One self-contained page of a run, or of several: no script, nothing from elsewhere, and no way for data to become markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from pivot.report import collect, figures, words
+from pivot.report.collect import Folder
+from pivot.report.figures import Series
+from pivot.report.outcome import outcome
+from pivot.report.scores import Scores
+from pivot.runfolder import write_bytes
+
+Facts = dict[str, Any]
+# Characters that no HTML page may hold, and those that turn around the text that follows.
+UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
+# What is drawn of metrics.jsonl with all arms in one figure: caption, what it means, ends of the axis.
+CURVES = {
+    "rewards/accuracies": ("Reward accuracy", "how often the chosen response gained more", 0.0, 1.0),
+    "rewards/margins": ("Reward margin", "how much more the chosen response gained", None, None),
+    "logps/chosen": ("Log-probability", "of chosen responses", None, None),
+    "logps/rejected": ("Log-probability", "of rejected responses", None, None),
+}
+HELD_OUT = "held out"
+COSTS = {"image_tokens": "image tokens", "text_tokens": "text tokens"}
+
+
+def write(folders: Folder | Sequence[Folder], out: Path | str | None = None) -> Path:
+    """Write index.html and results.json into `out`, by default report/ of the first run folder; the page's path."""
+    given = collect.as_folders(folders)
+    found = collect.collect(given)
+    place = Path(out) if out else given[0].report
+    collect.write(found, place / "results.json")
+    page = place / "index.html"
+    write_bytes(page, render(found).encode())
+    return page
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page of what `collect` found."""
+    return UNFIT.sub("\N{REPLACEMENT CHARACTER}", _template().render(view(found)))
+
+
+@cache
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.globals.update(words=words, swatch=figures.swatch)
+    return environment.get_template("template.html")
+
+
+def view(found: Mapping[str, Any]) -> Facts:
+    """What the template shows."""
+    tones = _tones(found["arms"])
+    measured = [Scores.of(dict(found), shape, tones) for shape in found["measured"]]
+    return {
+        **found,
+        "tones": tones,
+        "title": _title(found),
+        "outcome": outcome(found, measured),
+        "measured": measured,
+        "compared": [_compared(found, one) for one in found["matching"]],
+        "curve_figures": [one for run in found["runs"] for one in _curves(run["name"], found["curves"], tones)],
+        "ledger": [_ledger(ledger) for ledger in found["ledgers"]],
+        "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
+        "encoders": [_encoder(one) for one in found["encoders"]],
+        "stale": _stale([_encoder(one) for one in found["encoders"]]),
+        "arm_lines": [_arm(name, arm) for name, arm in found["arms"].items()],
+    }
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    runs = [run["name"] for run in found["runs"]]
+    return words.listed(runs) if len(runs) > 1 else f"{runs[0]}: {words.listed(list(found['arms']))}"
+
+
+def _tones(arms: Mapping[str, Facts]) -> dict[str, int]:
+    """A tone for each arm, the same in all runs: the original is grey, the others go through the rest."""
+    others = list(dict.fromkeys(arm["arm"] for arm in arms.values() if not arm["original"]))
+    return {name: 0 if arm["original"] else 1 + others.index(arm["arm"]) % (figures.TONES - 1) for name, arm in arms.items()}
+
+
+def _arm(name: str, arm: Facts) -> Facts:
+    ledger = arm["ledgers"][0] if arm["ledgers"] else {}
+    seeds = words.listed([str(seed) for seed in arm["seeds"]])
+    if not arm["trained"]:
+        return {"name": name, "what": "as it enters stage post: not trained further", "rates": words.NONE, "seeds": words.NONE}
+    return {"name": name, "what": _objective(ledger.get("objective")), "rates": words.rates(ledger.get("rates")), "seeds": seeds}
+
+
+def _objective(given: Any) -> str:
+    """'dpo, beta 0.1'."""
+    if not isinstance(given, Mapping):
+        return words.NONE
+    knobs = [
+        f"{key.replace('_', ' ')} {words.plain(value) if words.is_number(value) else value}"
+        for key, value in given.items()
+        if key != "name"
+    ]
+    return ", ".join([str(given.get("name", "")), *knobs])
+
+
+# ---- matched arms and the ledger
+
+
+def _compared(found: Mapping[str, Any], judged: Facts) -> Facts:
+    """The table that shows whether arms are matched: arms at their first common seed as columns."""
+    posts = [ledger for ledger in found["ledgers"] if ledger["stage"] == "post" and ledger["run"] == judged["run"]]
+    seeds = [ledger["seed"] for ledger in posts]
+    seed = max(dict.fromkeys(seeds), key=seeds.count)
+    shown = [ledger for ledger in posts if ledger["seed"] == seed]
+    must = {
+        "examples": [words.count(one.get("examples")) for one in shown],
+        "their order (hash of ids)": [words.short(one.get("ids_sha256")) for one in shown],
+        "epochs": [words.count(one.get("epochs")) for one in shown],
+        "batch": [words.count(one.get("batch")) for one in shown],
+        "steps": [words.count(one.get("steps")) for one in shown],
+    }
+    may = {
+        **{what: [words.count(one.get(key)) for one in shown] for key, what in COSTS.items()},
+        "learning rates": [words.rates(one.get("rates")) for one in shown],
+        "FLOPs": [words.plain(one.get("flops")) for one in shown],
+        "time": [words.duration(one.get("seconds")) for one in shown],
+    }
+    return {**judged, "seed": seed, "arms": [one["arm"] for one in shown], "must": _lines(must), "may": _lines(may)}
+
+
+def _lines(table: Mapping[str, Sequence[str]]) -> list[Facts]:
+    return [{"label": label, "cells": cells, "equal": len(set(cells)) == 1} for label, cells in table.items()]
+
+
+def _ledger(ledger: Facts) -> Facts:
+    where = ledger["stage"] if ledger["stage"] != "post" else f"{ledger['arm']}, seed {ledger['seed']}"
+    numbers = [words.count(ledger.get(key)) for key in ("examples", "steps", *COSTS)]
+    costs = [words.plain(ledger.get("flops")), words.duration(ledger.get("seconds"))]
+    return {"run": ledger["run"], "where": where, "cells": [*numbers, *costs], "on": _joined(ledger, "device", "precision")}
+
+
+def _joined(facts: Facts, *keys: str) -> str:
+    return ", ".join(str(facts[key]) for key in keys if facts.get(key)) or words.NONE
+
+
+def _parts(ledger: Facts) -> Facts:
+    """The proof that what should train did train, and that the rest stood still."""
+    return {"where": _ledger(ledger)["where"], "cells": [_part(ledger["parts"].get(part)) for part in ("tower", "projector", "llm")]}
+
+
+def _part(of: Any) -> str:
+    if not isinstance(of, Mapping):
+        return words.NONE
+    moved = words.plain(of.get("moved"))
+    if of.get("trained"):
+        return f"moved {moved}, gradient {words.plain(of.get('gradient'))}"
+    return f"frozen, but moved {moved}" if of.get("moved") else "frozen, did not move"
+
+
+def _encoder(one: Facts) -> Facts:
+    parity, tap = one.get("parity") or {}, (one.get("tap") or {}).get("tap") or {}
+    stale = parity.get("stale")
+    return {
+        "folder": one["folder"],
+        "arm": one["arm"],
+        "read": parity.get("read") or (f"hidden_states[{tap['layer']}]" if "layer" in tap else words.NONE),
+        "difference": words.plain(parity.get("difference")),
+        "projector": words.plain(parity.get("projector_difference")),
+        "exact": parity.get("exact"),
+        "through": parity.get("through") or words.NONE,
+        "stale": [str(what) for what in stale] if isinstance(stale, list) else [],
+    }
+
+
+def _stale(encoders: Sequence[Facts]) -> list[Facts]:
+    """What is stale, once for all folders of which it is said alike."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for one in encoders:
+        groups.setdefault(tuple(one["stale"]), []).append(one["folder"])
+    return [{"folders": folders, "parts": parts} for parts, folders in groups.items() if parts]
+
+
+# ---- curves
+
+
+def _curves(run: str, curves: Sequence[Facts], tones: Mapping[str, int]) -> Iterator[Facts]:
+    """A figure of the loss for each arm, since losses of two objectives have no common scale; then other metrics of all arms."""
+    curves = [one for one in curves if one["run"] == run]
+    several = len({one["seed"] for one in curves}) > 1
+    for arm in dict.fromkeys(one["arm"] for one in curves):
+        series = [line for one in curves if one["arm"] == arm for line in _series(one, "loss", tones[arm], several)]
+        if series:
+            ends = [replace(one, end=HELD_OUT if one.sparse else "training") for one in series]
+            yield {
+                "run": run,
+                "caption": "Loss",
+                "means": f"of {arm}",
+                "svg": figures.curves(_ended_once(ends), f"loss of {arm} over steps"),
+            }
+    for metric, (caption, means, low, high) in CURVES.items():
+        series = []
+        for one in curves:
+            own = list(_series(one, metric, tones[one["arm"]], several))
+            series += [*(replace(faint, end="") for faint in own[:-1]), *(replace(last, end=one["arm"]) for last in own[-1:])]
+        if series:
+            svg = figures.curves(_ended_once(series), f"{caption}, {means}, over steps", low=low, high=high)
+            yield {"run": run, "caption": caption, "means": means, "svg": svg}
+
+
+def _series(one: Facts, metric: str, tone: int, seeds: bool) -> Iterator[Series]:
+    """Training as a thin line, what was held out with points. `seeds`: whether a label must say which."""
+    name = f"{one['arm']} {one['seed']}" if seeds else one["arm"]
+    for kind, label in {"train": name, "eval": f"{name}, {HELD_OUT}"}.items():
+        points = {line["step"]: line[metric] for line in one["lines"] if line.get("kind") == kind and words.is_number(line.get(metric))}
+        if points:
+            yield Series(label, sorted(points.items()), tone, sparse=kind == "eval", faint=kind == "train")
+
+
+def _ended_once(series: Sequence[Series]) -> list[Series]:
+    """Of several seeds the first alone has its name at its end."""
+    seen: set[str] = set()
+    found = []
+    for one in series:
+        found.append(replace(one, end="" if one.end in seen else one.end))
+        seen.add(one.end)
+    return found

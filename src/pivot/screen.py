@@ -1,0 +1,138 @@
+"""How a run looks: a bar with rate and time left on a terminal, a line now and then elsewhere, JSON lines for machines.
+
+Nothing is shown of work under two seconds. This module composes; where text goes is given by the CLI.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
+
+from pivot.runfolder import to_json
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from pivot.chain import Event
+    from pivot.records import Measurement
+
+QUICK = 2.0  # seconds of work that need no bar
+PAUSE = 10.0  # seconds between lines where there is no terminal
+SHOWN = ("loss", "rewards/accuracies")  # metrics worth a place beside the bar
+
+
+class Screen:
+    """Shows events. `say` writes a line to stdout; `terminal` is where bars are drawn, None for none."""
+
+    def __init__(self, say: Callable[[str], None], terminal: IO[str] | None, json: bool) -> None:
+        self.say, self.json, self.terminal = say, json, terminal
+        self.begun = self.said = time.monotonic()
+        self.first: tuple[int, float] | None = None  # how far the first event was, and when: a resumed stage does not begin at 0
+        self.stage, self.total = "", 0
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end_bar()
+
+    def tell(self, event: Event) -> None:
+        """Show one event."""
+        if self.json:
+            self.say(to_json({"event": event.kind, "stage": event.stage, **event.facts}))
+        elif event.kind == "progress":
+            self._progress(event.stage, event.facts)
+        elif event.kind == "begin":
+            self.begun = self.said = time.monotonic()
+            self.first, self.stage = None, event.stage
+        else:
+            self._end_bar()
+            seconds = time.monotonic() - self.begun
+            self.say(f"{event.stage:<32} {'finished before' if event.kind == 'skip' else duration(seconds)}")
+
+    def progress(self, stage: str) -> Callable[[int, int], None]:
+        """A callback that shows how far one piece of work is."""
+        return lambda done, total: self._progress(stage, {"done": done, "total": total}) if not self.json else None
+
+    def _progress(self, stage: str, facts: Mapping[str, Any]) -> None:
+        done, total = facts["done"], facts["total"]
+        now = time.monotonic()
+        if "message" in facts:
+            self.say(f"{stage}: {facts['message']}")
+        if self.first is None or total != self.total:  # other work within the stage, counted in something else
+            self.first, self.total = (done, now), total
+        if now - self.begun < QUICK:
+            return
+        beside = "  ".join(f"{name} {facts[name]:.3g}" for name in SHOWN if name in facts)
+        rate = (done - self.first[0]) / (now - self.first[1]) if now > self.first[1] else 0.0
+        pace = f"{rate:.3g}/s, {duration((total - done) / rate)} left" if rate else ""
+        if self.terminal is not None:
+            self._draw(f"{stage}  {pace}  {beside}", done, total)
+        elif now - self.said >= PAUSE:
+            self.said = now
+            self.say(f"{stage:<32} {done}/{total}  {pace}  {beside}".rstrip())
+
+    def _draw(self, text: str, done: int, total: int) -> None:
+        if self.bar is None or self.task is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            console = Console(file=self.terminal, force_terminal=True)
+            self.bar = Progress(BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), console=console, transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task(text, total=total)
+        self.bar.update(self.task, description=text, completed=done, total=total)
+
+    def _end_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = self.task = None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 1.4 s, 2:05, 1:00:09."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Rows as aligned text: the first column to the left, the others to the right; numbers of one column alike."""
+    cells = [
+        [cell if isinstance(cell, str) else "" if cell is None else f"{cell:,}" if isinstance(cell, int) else f"{cell:.3g}" for cell in row]
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in [list(head), *cells]) for column in range(len(head))]
+    lines = [head, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if not n else cell.rjust(w) for n, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in lines
+    )
+
+
+def scores(found: Sequence[Measurement]) -> list[tuple[list[str], list[list[Any]]]]:
+    """A table for each probe and bench: a row for each arm and seed, a column for each headline metric, in percent."""
+    tables = []
+    for kind, name in dict.fromkeys((one.kind, one.name) for one in found):
+        those = [one for one in found if (one.kind, one.name) == (kind, name)]
+        columns = headline(those[0])
+        head = [f"{kind} {name}", *(column.removeprefix("domains/") for column in columns)]
+        many = len({one.seed for one in those}) > 1
+        names = [f"{one.arm} seed {one.seed}" if many else one.arm for one in those]
+        rows = [[arm, *(percent(one.metrics.get(column)) for column in columns)] for arm, one in zip(names, those, strict=True)]
+        tables.append((head, rows))
+    return tables
+
+
+def headline(one: Measurement) -> list[str]:
+    """The metrics worth a column: means of others if there are any, else those without a path."""
+    return list(one.parts) or [metric for metric in one.metrics if "/" not in metric]
+
+
+def percent(value: float | None) -> str:
+    """A share as people read it."""
+    return "" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,223 @@
+"""Training. `_update` is the algorithm; `train` is what goes on around it.
+
+for each batch of (seed, epoch, step):
+    for each micro-batch: score its responses, ask the objective for its share of the loss, propagate that back
+    clip, look whether all is well, and take a step at the pace of the schedule
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor
+
+from pivot.model import MLLM
+from pivot.objective._contract import Counts, Objective
+from pivot.records import BadInput, Example
+from pivot.runfolder import append_jsonl, read_json, write_json
+from pivot.train import order
+from pivot.train.checkpoint import METRICS
+from pivot.train.feed import Data, Micro, Portion, count
+from pivot.train.ledger import cost, entries
+from pivot.train.parts import WITNESSED, Rates
+from pivot.train.reference import Reference, check_start, compute
+from pivot.train.settings import Settings
+from pivot.train.setup import Setup, State, build, resume, save, save_model, summed
+
+REFERENCE, LEDGER = "reference.json", "ledger.json"
+Event = dict[str, Any]
+Metrics = dict[str, float]
+Scored = tuple[Mapping[str, Any], list[list[Tensor]]]  # a micro-batch and its log-probabilities, for a closer look
+
+
+def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts) -> Metrics:
+    """One update. Every loss is a share of the whole batch's, so shares add up, however many processes and micro-batches."""
+    crew, objective, shares, seen = setup.accelerator, setup.objective, dict[str, Tensor](), list[Scored]()
+    for number, micro in enumerate(micros):
+        batch = send_to_device(micro.batch(counts), crew.device)
+        with nullcontext() if number == len(micros) - 1 else crew.no_sync(setup.scorer):
+            logps = setup.scorer(batch).logps
+            if micro.filler:
+                loss = torch.cat([response for row in logps for response in row]).sum() * 0
+            else:
+                loss, parts, state.objective = objective.loss(logps, batch, state.objective)
+                for name, value in {"loss": loss.detach(), **parts}.items():
+                    shares[name] = shares.get(name, 0) + value
+                seen.append((batch, [[response.detach() for response in row] for row in logps]))
+                if state.step == 0 and objective.needs_reference:
+                    check_start(objective.margins(logps, batch), batch["id"], setup.settings.precision)
+            crew.backward(loss * crew.num_processes)  # wrappers take the mean over processes, shares want the sum
+    metrics = summed({name: float(value) for name, value in shares.items()})
+    if state.step < WITNESSED:
+        setup.proof.see()
+    norm = _number(crew.clip_grad_norm_(setup.scorer.parameters(), setup.settings.clip or torch.inf))
+    setup.watch.check(state.step, metrics["loss"], norm, lambda: _own_losses(setup, state, seen))
+    pace = setup.settings.pace(state.step, setup.steps)
+    for group, rate in zip(setup.optimizer.param_groups, setup.full, strict=True):
+        group["lr"] = rate * pace
+    setup.optimizer.step()
+    setup.optimizer.zero_grad()
+    state.step += 1
+    return {**metrics, "grad_norm": norm, **{f"lr/{part}": rate * pace for part, rate in asdict(setup.rates).items()}}
+
+
+def _number(value: Tensor) -> float:
+    return float(value.full_tensor() if hasattr(value, "full_tensor") else value)
+
+
+def _own_losses(setup: Setup, state: State, seen: Sequence[Scored]) -> list[tuple[str, float]]:
+    """Each row of an update, with its loss as if it were alone: which row is to blame."""
+    found = []
+    for batch, logps in seen:
+        for n, (name, row) in enumerate(zip(batch["id"], logps, strict=True)):
+            alone: dict[str, Any] = {"counts": Counts(1, tuple(len(response) for response in row))}
+            if "reference" in batch:
+                alone["reference"] = [batch["reference"][n]]
+            found.append((name, float(setup.objective.loss([row], alone, state.objective)[0])))
+    return gather_object(found)
+
+
+@torch.no_grad()
+def _validate(setup: Setup, state: State, heldout: Data) -> Metrics:
+    """Loss and metrics over held-out rows, as one batch. The objective's state stays as it is."""
+    counts = Counts(0, (0,) * setup.objective.k)
+    logps, reference = list[list[Tensor]](), list[list[Tensor]]()
+    for portion in setup.portions(heldout, order.batches(len(heldout.examples), setup.settings.batch)):
+        counts = counts + count(portion.rows, setup.objective.k)
+        for micro in portion.micros:
+            batch = send_to_device(micro.batch(), setup.accelerator.device)
+            scored = setup.scorer(batch).logps
+            if not micro.filler:
+                logps += scored
+                reference += batch.get("reference", [])
+    whole = reduce(add, gather_object([counts]))
+    if not logps:
+        return summed({})
+    loss, metrics, _ = setup.objective.loss(logps, {"counts": whole, "reference": reference}, state.objective)
+    return summed({"loss": float(loss), **{name: float(value) for name, value in metrics.items()}})
+
+
+def train(
+    mllm: MLLM,
+    objective: Objective,
+    examples: Sequence[Example],
+    settings: Settings,
+    folder: Path | str,
+    *,
+    rates: Rates,
+    validation: Sequence[Example] | None = None,
+    stage: str = "post",
+    arm: str = "",
+) -> Iterator[Event]:
+    """Train an MLLM in place; yields what happens: dicts with `kind`, `done`, `total` and what there is to say.
+
+    Writes metrics.jsonl, checkpoints, and at the end model/ and ledger.json into `folder`. A run that was killed goes on from
+    its newest checkpoint, to the same bits on a CPU; `mllm` must then be the one that it began with, as the reference and the
+    proof that parts moved need those weights. They are trained in fp32 and without dropout. Under FSDP2 the trained weights are
+    in model/ alone.
+    """
+    if not len(examples) or (validation is not None and not len(validation)):
+        raise BadInput("no examples to train or to validate on; check the path and the filters of the data")
+    folder = Path(folder)
+    setup, told = build(mllm, objective, examples, validation, settings, rates, folder)
+    with closing(setup.ahead):
+        if objective.needs_reference:
+            yield from _references(setup, told, folder)
+        state = resume(setup)
+        if settings.report_to:
+            config = {"stage": stage, "arm": arm, **settings.model_dump(mode="json")}
+            setup.accelerator.init_trackers("pivot", config={key: str(value) for key, value in config.items()})
+        if setup.heldout and not state.step:
+            yield _tell(setup, state, folder, "eval", time.perf_counter(), _validate(setup, state, setup.heldout))
+        yield from _updates(setup, state, folder)
+        if settings.keep == "best" and state.best and state.best[0] != state.step:
+            setup.checkpoints.restore(state.best[0])
+        setup.proof.check_frozen()
+        save_model(setup, folder / "model")
+        facts = entries(setup, state, stage, arm, read_json(folder / REFERENCE) if objective.needs_reference else None)
+        if setup.accelerator.is_main_process:
+            write_json(folder / LEDGER, facts)
+        for tracker in setup.accelerator.trackers:  # end_training would take the process group away from the next stage, too
+            tracker.finish()
+        setup.accelerator.wait_for_everyone()
+        yield {"kind": "done", "done": setup.steps, "total": setup.steps}
+
+
+def _references(setup: Setup, told: Mapping[str, Any], folder: Path) -> Iterator[Event]:
+    """Give the data its reference, and keep what that cost: a resumed run finds it cached."""
+    for data in filter(None, (setup.data, setup.heldout)):
+        for found in compute(setup, data.examples, told):
+            if isinstance(found, Reference):
+                data.reference = found.row
+                if data is setup.data and setup.accelerator.is_main_process and not (folder / REFERENCE).exists():
+                    write_json(folder / REFERENCE, found.facts())
+            else:
+                yield {"kind": "reference", "done": found, "total": len(data.examples)}
+    setup.accelerator.wait_for_everyone()
+
+
+def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
+    """All updates that are left, with what is due after each."""
+    settings, total = setup.settings, len(setup.data.examples)
+    plan = order.batches(total, settings.batch, settings.seed, settings.epochs, state.step)
+    began = time.perf_counter()
+    for portion in setup.portions(setup.data, plan):
+        counts = _account(setup, state, portion)
+        metrics = _update(setup, state, portion.micros, counts)
+        if state.step == min(WITNESSED, setup.steps):
+            setup.proof.check()
+        metrics["epoch"] = state.step * settings.epochs / setup.steps
+        event = _tell(setup, state, folder, "train", began, metrics)
+        alarms = setup.watch.see(event)
+        state.alarms += alarms
+        yield event
+        yield from ({"kind": "alarm", "done": state.step, "total": setup.steps, "message": alarm} for alarm in alarms)
+        due = state.step == setup.steps or state.step % settings.save_every == 0
+        if setup.heldout and (state.step == setup.steps or (settings.eval_every and state.step % settings.eval_every == 0)):
+            event = _tell(setup, state, folder, "eval", time.perf_counter(), _validate(setup, state, setup.heldout))
+            if state.best is None or event["loss"] < state.best[1]:
+                state.best, due = (state.step, event["loss"]), True
+            yield event
+        if due:
+            save(setup, state)
+            yield {"kind": "checkpoint", "done": state.step, "total": setup.steps}
+        began = time.perf_counter()
+
+
+def _account(setup: Setup, state: State, portion: Portion) -> Counts:
+    """Count what all processes took of a batch: for the losses, and for the ledger."""
+    k = setup.objective.k
+    own = (
+        [row.id for row in portion.rows],
+        count(portion.rows, k),
+        cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
+    )
+    told = gather_object([own])
+    names = [""] * sum(len(ids) for ids, _, _ in told)
+    for process, (ids, _, (images, text, flops)) in enumerate(told):
+        names[process :: len(told)] = ids  # as order.share dealt them
+        state.spent.image_tokens += images
+        state.spent.text_tokens += text
+        state.spent.flops += flops
+    state.spent.read(names)
+    return reduce(add, (counts for _, counts, _ in told))
+
+
+def _tell(setup: Setup, state: State, folder: Path, kind: str, began: float, metrics: Metrics) -> Event:
+    """Write one line of the log; returns it as an event."""
+    seconds = time.perf_counter() - began
+    state.spent.seconds += seconds
+    line = {"step": state.step, "kind": kind, **metrics, "seconds": seconds}
+    if setup.accelerator.is_main_process:
+        append_jsonl(folder / METRICS, line)
+    setup.accelerator.log({f"{kind}/{name}": value for name, value in metrics.items()}, step=state.step)
+    return {**line, "done": state.step, "total": setup.steps}

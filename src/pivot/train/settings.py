@@ -1,0 +1,45 @@
+"""The knobs of training, and the pace that follows from them. No torch: recipes are checked against this file."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """How to train. What is trained, and how fast each part of it, are `Rates`; what for is the objective."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(default=1, ge=1)
+    batch: int = Field(default=32, ge=1, description="examples per update, over all processes")
+    micro: int = Field(default=8, ge=1, description="examples that one process runs at once; changes memory and speed alone")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the updates")
+    weight_decay: float = Field(default=0.0, ge=0, description="of weight matrices; norms and biases are left alone")
+    clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 = any")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; weights are trained in fp32")
+    checkpointing: bool = Field(default=False, description="compute activations again on the way back: less memory, more time")
+    backend: Literal["shared", "repeat"] = "shared"
+    label_mask: Literal["clean", "llava_next"] = "clean"
+    limit: int | None = Field(default=None, ge=1, description="tokens that a row may have; a longer one is an error, nothing is cut")
+    eval_every: int = Field(default=0, ge=0, description="updates between validations; 0 = before the first and after the last alone")
+    save_every: int = Field(default=100, ge=1, description="updates between checkpoints")
+    keep: Literal["last", "best"] = Field(default="last", description="which weights the stage hands on: the last, or the best validated")
+    spike: float = Field(default=20.0, ge=0, description="robust deviations of the loss that stop the run; 0 = none do")
+    report_to: tuple[str, ...] = Field(default=(), description="trackers of accelerate: tensorboard, trackio, wandb, ...")
+    seed: int = Field(default=0, ge=0)
+
+    def steps(self, examples: int) -> int:
+        """Updates in all. The last one of an epoch may be smaller."""
+        return self.epochs * math.ceil(examples / self.batch)
+
+    def pace(self, step: int, steps: int) -> float:
+        """Factor on every learning rate at update `step`, counted from 0. No update has a factor of 0."""
+        warm = math.ceil(self.warmup * steps)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        left = (steps - step) / (steps - warm)  # from 1 down to 1 / (steps - warm)
+        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]

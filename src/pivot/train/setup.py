@@ -1,0 +1,189 @@
+"""What surrounds the updates: made before the first, put back after a kill, written after the last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object, set_seed
+from transformers import AutoModelForImageTextToText
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pivot.data.collate import Row, encode
+from pivot.model import MLLM, Scorer
+from pivot.objective._contract import Objective
+from pivot.recipe import differences
+from pivot.records import BadInput, Example
+from pivot.runfolder import hash_json, whole_folder
+from pivot.train.checkpoint import Checkpoints
+from pivot.train.feed import Ahead, Data, Portion
+from pivot.train.launch import accelerator as launched
+from pivot.train.ledger import Spent, objective_facts
+from pivot.train.parts import Proof, Rates, freeze, groups
+from pivot.train.reference import identity
+from pivot.train.settings import Settings
+from pivot.train.watch import Watch
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same from the first update to the last."""
+
+    mllm: MLLM
+    objective: Objective
+    settings: Settings
+    rates: Rates
+    steps: int
+    accelerator: Accelerator
+    scorer: Scorer  # as accelerator.prepare returns it, and so is the optimiser
+    optimizer: torch.optim.Optimizer
+    full: Sequence[float]  # learning rate of each optimiser group, before the schedule
+    proof: Proof
+    watch: Watch
+    data: Data
+    heldout: Data | None
+    checkpoints: Checkpoints
+    ahead: Ahead
+    begun: Mapping[str, Any]  # what training this is: a checkpoint of another one is refused
+
+    def encode(self, example: Example) -> Row:
+        """One example as the scorer reads it."""
+        return encode(example, self.mllm.processor, self.settings.label_mask, self.settings.limit)
+
+    def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
+        """What this process takes of each batch, encoded ahead."""
+        crew = self.accelerator
+
+        def take(batch: Sequence[int]) -> Portion:
+            return data.portion(batch, self.encode, self.settings.micro, crew.process_index, crew.num_processes)
+
+        return self.ahead.map(take, batches)
+
+
+@dataclass
+class State:
+    """What changes from update to update, beside weights and optimiser."""
+
+    step: int = 0  # updates done
+    objective: Any = None
+    spent: Spent = field(default_factory=Spent)
+    best: tuple[int, float] | None = None  # step and loss of the best validation after an update
+    alarms: list[str] = field(default_factory=list)
+
+
+def build(
+    mllm: MLLM,
+    objective: Objective,
+    examples: Sequence[Example],
+    validation: Sequence[Example] | None,
+    settings: Settings,
+    rates: Rates,
+    folder: Path,
+) -> tuple[Setup, dict[str, Any]]:
+    """Everything that training needs, and what its reference depends on, taken before any update."""
+    crew = launched(settings, folder)
+    told = identity(mllm.to(dtype="float32"), settings, crew.device)
+    set_seed(settings.seed + crew.process_index)
+    freeze(mllm, rates)
+    _wake(mllm, settings.checkpointing)
+    chosen, full = groups(mllm, rates, settings.weight_decay)
+    scorer, optimizer = crew.prepare(Scorer(mllm, settings.backend), torch.optim.AdamW(chosen))
+    setup = Setup(
+        mllm=mllm,
+        objective=objective,
+        settings=settings,
+        rates=rates,
+        steps=settings.steps(len(examples)),
+        accelerator=crew,
+        scorer=scorer,
+        optimizer=optimizer,
+        full=full,
+        proof=Proof(mllm, rates, crew),
+        watch=Watch(settings.spike),
+        data=Data(objective.source(examples)),
+        heldout=None if validation is None else Data(objective.source(validation)),
+        checkpoints=Checkpoints(folder, crew),
+        ahead=Ahead(),
+        begun={
+            "model": hash_json(told),
+            "objective": objective_facts(objective),
+            "rates": asdict(rates),
+            "examples": len(examples),
+            "settings": settings.model_dump(mode="json", exclude={"report_to", "save_every"}),
+        },
+    )
+    return setup, told
+
+
+def _wake(mllm: MLLM, checkpointing: bool) -> None:
+    """Evaluation mode throughout: with dropout, policy and reference would differ before the first update.
+
+    Checkpointing is asked for by layer, and only of layers that believe to be in training; what lies in them does not.
+    """
+    mllm.model.eval()
+    if checkpointing:
+        # named activation_checkpointing_enable in later 5.x, where the old name warns
+        getattr(mllm.model, "activation_checkpointing_enable", mllm.model.gradient_checkpointing_enable)()
+        for module in mllm.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+
+
+def resume(setup: Setup) -> State:
+    """Go on from the newest intact checkpoint, if there is one; the log goes back to where that was taken.
+
+    One of another training is a `BadInput` that names what changed.
+    """
+    checkpoints = setup.checkpoints
+    found = checkpoints.newest()
+    if found is None:
+        checkpoints.restore_metrics(None)
+        return State(objective=setup.objective.init())
+    stored = checkpoints.state(found)
+    changed = differences(stored["begun"], setup.begun)
+    if changed:
+        raise BadInput(
+            f"{checkpoints.folder} holds checkpoints of another training (changed: {', '.join(changed)}); give this one another folder"
+        )
+    checkpoints.restore(found)
+    for line in checkpoints.restore_metrics(found):
+        if line["kind"] == "train":
+            setup.watch.see(line)
+    setup.proof.squares = stored["proof"].to(setup.accelerator.device)
+    best = tuple(stored["best"]) if stored["best"] else None
+    return State(found, stored["objective"], Spent(**stored["spent"]), best, stored["alarms"])
+
+
+def save(setup: Setup, state: State) -> None:
+    """Write a checkpoint. It and the best validated one stay, older ones go."""
+    best = list(state.best) if state.best else None
+    held = {**asdict(state), "best": best, "proof": setup.proof.squares.cpu(), "begun": dict(setup.begun)}
+    setup.checkpoints.save(state.step, held, keep={state.best[0]} if state.best else set())
+
+
+def save_model(setup: Setup, folder: Path) -> None:
+    """Write the MLLM whole. Weights that are spread over processes are gathered in the main one."""
+    mllm, crew = setup.mllm, setup.accelerator
+    spread = crew.distributed_type == DistributedType.FSDP
+    weights = crew.get_state_dict(setup.scorer) if spread else {}
+    if crew.is_main_process:
+        if spread:
+            with torch.device("meta"):
+                shell = AutoModelForImageTextToText.from_config(mllm.model.config)
+            shell.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()}, assign=True)
+            shell.tie_weights()
+            shell.generation_config = mllm.model.generation_config
+            mllm = MLLM(shell, mllm.processor, mllm.tap)
+        with whole_folder(folder) as unfinished:
+            mllm.save(unfinished)
+    crew.wait_for_everyone()
+
+
+def summed(shares: Mapping[str, float]) -> dict[str, float]:
+    """Shares of all processes added up. One that had no rows of its own adds nothing."""
+    everywhere: list[Mapping[str, float]] = gather_object([dict(shares)])
+    return {name: sum(one.get(name, 0.0) for one in everywhere) for name in next(filter(None, everywhere), {})}

@@ -1,0 +1,277 @@
+"""The chain: order, skipping, resuming, staleness, with stand-ins for the stages; then the real stages, tiny, from end to end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pivot import chain, recipe
+from pivot.chain import Event, Stage, Work
+from pivot.records import BadInput, Measurement
+from pivot.runfolder import RunFolder, hash_file, read_json, read_jsonl, write_json, write_text
+
+PLAIN: dict[str, Any] = {
+    "name": "small",
+    "init": "tiny",
+    "data": {"pairs": {"read": "world", "size": 8}, "heldout": {"read": "world", "split": "test", "size": 64}},
+    "arms": {
+        "original": {},
+        "sft": {"objective": {"name": "sft"}, "rates": {"tower": 1e-4, "projector": 1e-4, "llm": 1e-4}},
+        "dpo": {"objective": {"name": "dpo"}, "rates": {"tower": 1e-4, "projector": 1e-4, "llm": 0.0}},
+    },
+    "post": {"batch": 4},
+    "probes": {"linear": {"data": "heldout"}},
+    "bench": {"world": {"data": "heldout"}},
+}
+RATES = {"tower": 1.0, "projector": 1.0, "llm": 1.0}
+POSTS = ["post-sft/seed-0", "post-dpo/seed-0"]
+REST = [f"{what}-{arm}" for arm in ("original", "sft/seed-0", "dpo/seed-0") for what in ("encoder", "probe-linear", "bench-world")]
+
+
+def made(**changes: Any) -> recipe.Recipe:
+    return recipe.validate({**PLAIN, **changes}, "here")
+
+
+class Stand:
+    """Stages that write one small file each and remember that they ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ran: list[str] = []
+        self.content = "one"
+        self.fails: str | None = None
+        for kind in ("pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"):
+            monkeypatch.setattr(Work, f"_{kind}", self.stage)
+
+    @property
+    def stage(self) -> Callable[[Work, Stage], list[Path]]:
+        def perform(work: Work, stage: Stage) -> list[Path]:
+            self.ran.append(stage.name)
+            out = work.folder.path / stage.name
+            write_text(out / "checkpoint", "half")
+            if self.fails == stage.name:
+                raise KeyboardInterrupt
+            write_text(out / "out", self.content)
+            return [out / "out"]
+
+        return perform
+
+    def run(self, folder: RunFolder, only: str | None = None, **changes: Any) -> list[str]:
+        """Run the recipe; returns the stages that ran."""
+        self.ran.clear()
+        chain.run(made(**changes), folder, lambda event: None, only)
+        return list(self.ran)
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch) -> Stand:
+    return Stand(monkeypatch)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+# ---- the plan
+
+
+def test_training_comes_first_then_each_arm_is_measured_then_the_report() -> None:
+    assert [stage.name for stage in chain.stages(made())] == [*POSTS, *REST, "report"]
+
+
+def test_the_original_arm_is_measured_once_and_the_others_per_seed() -> None:
+    names = [stage.name for stage in chain.stages(made(seeds=[3, 4]))]
+    assert [name for name in names if name.startswith("bench")] == [
+        "bench-world-original",
+        *(f"bench-world-{arm}/seed-{seed}" for arm in ("sft", "dpo") for seed in (3, 4)),
+    ]
+
+
+def test_stages_wait_for_the_one_before() -> None:
+    chat = {"data": "pairs", "rates": RATES}
+    pretraining = {"name": "supervised", "data": "pairs"}
+    needs = {stage.name: stage.needs for stage in chain.stages(made(pretrain=pretraining, align=chat, instruct=chat))}
+    assert list(needs)[:3] == ["pretrain", "align", "instruct"]
+    assert [needs[name] for name in list(needs)[:4]] == [(), ("pretrain",), ("align",), ("instruct",)]
+    assert needs["encoder-original"] == ("instruct",)
+    assert needs["encoder-dpo/seed-0"] == needs["bench-world-dpo/seed-0"] == ("post-dpo/seed-0",)
+    assert needs["probe-linear-dpo/seed-0"] == ("encoder-dpo/seed-0",)
+
+
+def test_built_from_parts_the_original_encoder_is_the_one_that_was_given() -> None:
+    chat = {"data": "pairs", "rates": RATES}
+    needs = {stage.name: stage.needs for stage in chain.stages(made(init=None, encoder="hf:a/b", llm="hf:c/d", instruct=chat))}
+    assert needs["encoder-original"] == () and needs["bench-world-original"] == ("instruct",)
+
+
+def test_a_recipe_without_arms_only_trains() -> None:
+    chat = {"data": "pairs", "rates": RATES}
+    assert [stage.name for stage in chain.stages(made(arms={}, align=chat, instruct=chat))] == ["align", "instruct"]
+
+
+# ---- running, with stand-ins
+
+
+def test_finished_stages_are_skipped(stand: Stand, folder: RunFolder) -> None:
+    assert stand.run(folder) == [*POSTS, *REST, "report"]
+    assert stand.run(folder) == []
+
+
+@pytest.mark.parametrize("name", ["post-dpo/seed-0", "probe-linear-sft/seed-0"])
+def test_after_an_interruption_the_rest_is_run_and_the_half_stage_keeps_its_files(stand: Stand, folder: RunFolder, name: str) -> None:
+    stand.fails = name
+    with pytest.raises(KeyboardInterrupt):
+        stand.run(folder)
+    before, stand.fails = list(stand.ran), None
+    assert (folder.path / name / "checkpoint").exists() and not (folder.path / name / "out").exists()
+    assert before[:-1] + stand.run(folder) == [*POSTS, *REST, "report"]
+
+
+def test_a_changed_output_is_made_again_with_what_follows_from_it(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    (folder.path / "encoder-sft/seed-0/out").unlink()
+    stand.content = "two"
+    assert stand.run(folder) == ["encoder-sft/seed-0", "probe-linear-sft/seed-0", "report"]
+
+
+def test_what_comes_out_as_before_makes_nothing_else_stale(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    (folder.path / "post-sft/seed-0/out").write_text("damaged")
+    assert stand.run(folder) == ["post-sft/seed-0"]
+
+
+def test_any_stage_can_be_run_again_alone(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    assert stand.run(folder, only="post-sft/seed-0") == ["post-sft/seed-0"]
+    assert stand.run(folder, only="bench-*") == [name for name in REST if name.startswith("bench")]
+    with pytest.raises(BadInput, match=r"no stage named 'post-sfd/seed-0'.*did you mean 'post-sft/seed-0'"):
+        stand.run(folder, only="post-sfd/seed-0")
+
+
+def test_run_again_alone_a_finished_stage_starts_afresh_and_a_half_one_goes_on(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    kept = folder.path / "post-sft/seed-0/kept"
+    kept.touch()
+    stand.fails = "post-sft/seed-0"
+    with pytest.raises(KeyboardInterrupt):
+        stand.run(folder, only="post-sft/seed-0")
+    assert not kept.exists()
+    kept.touch()
+    with pytest.raises(KeyboardInterrupt):
+        stand.run(folder, only="post-sft/seed-0")
+    assert kept.exists()
+
+
+def test_a_stage_alone_says_what_it_lacks(stand: Stand, folder: RunFolder) -> None:
+    with pytest.raises(BadInput, match="stage encoder-sft/seed-0 needs post-sft/seed-0, which is not finished in"):
+        stand.run(folder, only="encoder-sft/seed-0")
+
+
+def test_a_folder_of_another_recipe_is_refused_before_anything_runs(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    with pytest.raises(BadInput, match=r"changed: post\.batch"):
+        stand.run(folder, post={"batch": 2})
+    assert stand.ran == []
+
+
+def test_other_processes_of_a_launch_only_train(stand: Stand, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They leave files and measuring to the main one, whose word on what is finished they take."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(chain.Crew, "agreed", lambda crew, folder, stage: stage == "post-sft/seed-0")
+    assert stand.run(folder) == ["post-dpo/seed-0"]
+    assert not folder.manifest_file.exists() and not folder.recipe_file.exists()
+
+
+def test_events_tell_what_was_skipped_begun_and_done(stand: Stand, folder: RunFolder) -> None:
+    seen: list[Event] = []
+    stand.fails = "post-dpo/seed-0"
+    with pytest.raises(KeyboardInterrupt):
+        stand.run(folder)
+    stand.fails = None
+    chain.run(made(), folder, seen.append)
+    told = [(event.kind, event.stage) for event in seen]
+    assert told[:3] == [("skip", "post-sft/seed-0"), ("begin", "post-dpo/seed-0"), ("done", "post-dpo/seed-0")]
+    assert told[-1] == ("done", "report")
+
+
+# ---- the real stages, tiny
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIVOT_CACHE", str(folder.path.parent / "cache"))
+        chain.run(made(), folder, lambda event: None)
+    return folder
+
+
+def test_the_run_folder_holds_what_the_design_says(finished: RunFolder) -> None:
+    for arm in ("sft", "dpo"):
+        assert {"ledger.json", "metrics.jsonl", "model"} <= set(os.listdir(finished.post(arm, 0)))
+    for arm in ("original", "sft", "dpo"):
+        encoder = {"config.json", "model.safetensors", "preprocessor_config.json", "tap.json", "parity.json"}
+        assert encoder <= set(os.listdir(finished.encoder(arm)))
+        assert len(read_jsonl(finished.answers_file(arm, 0, "world"))) == 64
+    found = {(one.arm, one.kind, one.name) for one in finished.measurements()}
+    assert found == {(arm, *what) for arm in ("original", "sft", "dpo") for what in (("probe", "linear"), ("bench", "world"))}
+    assert (finished.report / "index.html").exists() and "rows" in read_json(finished.report / "results.json")
+
+
+def test_arms_read_the_same_examples_in_the_same_order(finished: RunFolder) -> None:
+    hashes = {read_json(finished.post(arm, 0) / "ledger.json")["ids_sha256"] for arm in ("sft", "dpo")}
+    assert {finished.manifest()["pinned"]["post ids, seed 0"]} == hashes
+
+
+def test_the_encoder_that_comes_out_is_the_one_that_was_trained(finished: RunFolder) -> None:
+    from pivot.encoder import Encoder
+    from pivot.model import MLLM
+
+    def weights(encoder: Encoder) -> list[torch.Tensor]:
+        return [tensor for _, tensor in sorted(encoder.model.state_dict().items())]
+
+    untouched = weights(Encoder.load(finished.encoder("original")))
+    for arm in ("sft", "dpo"):
+        taken = weights(Encoder.load(finished.encoder(arm)))
+        inside = weights(MLLM.load(finished.post(arm, 0) / "model").detach())
+        assert all(torch.equal(a, b) for a, b in zip(taken, inside, strict=True))
+        assert not all(torch.equal(a, b) for a, b in zip(taken, untouched, strict=True))
+
+
+def test_a_finished_run_does_nothing_the_second_time(finished: RunFolder) -> None:
+    before, seen = hash_file(finished.path), []
+    chain.run(made(), finished, seen.append)
+    assert {event.kind for event in seen} == {"skip"} and hash_file(finished.path) == before
+
+
+def test_a_source_that_gives_one_arm_other_rows_is_caught(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = read_json(finished.post("dpo", 0) / "ledger.json")
+
+    def other_rows(mllm: Any, objective: Any, examples: Any, settings: Any, folder: Path, **rest: Any) -> Any:
+        write_json(folder / "ledger.json", {**ledger, "ids_sha256": "other"})
+        return iter(())
+
+    monkeypatch.setattr("pivot.train.train", other_rows)
+    work = Work(made(), finished, lambda event: None, chain.Crew())
+    kept = (finished.post("dpo", 0) / "ledger.json").read_bytes()
+    with pytest.raises(BadInput, match="the examples that post-dpo/seed-0 read"):
+        work._post(Stage("post-dpo/seed-0", "post", (), "dpo", 0))
+    (finished.post("dpo", 0) / "ledger.json").write_bytes(kept)
+
+
+def test_measurements_of_one_arm_are_the_same_beside_others_or_alone(finished: RunFolder, tmp_path: Path) -> None:
+    """Every arm is probed by itself, so that a killed run goes on from where it was; that must not change what is found."""
+    from pivot import lookup
+    from pivot.encoder import Encoder
+
+    use = made()
+    encoders = {arm: Encoder.load(finished.encoder(arm)) for arm in ("original", "sft")}
+    together: list[Measurement] = list(lookup.find("probe", "linear")().run(encoders, use.examples("heldout")))
+    alone = {one.arm: one.metrics for one in finished.measurements() if one.kind == "probe"}
+    assert {one.arm: one.metrics for one in together} == {arm: alone[arm] for arm in encoders}

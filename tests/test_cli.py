@@ -1,0 +1,235 @@
+"""The verbs: quick help, one line for what is wrong, output for people and for machines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pivot import chain, cli, screen
+from pivot.chain import Event
+from pivot.records import CheckFailed, Measurement
+from pivot.screen import Screen
+
+VERBS = ["demo", "run", "report", "ask", "detach", "env", "data", "probe", "bench"]
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys; sys.argv = ['pivot', '--help']\nfrom pivot.cli import call\ncode = call()\n"
+    code += "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'rich'} & set(sys.modules); sys.exit(code or bool(heavy))"
+    seconds = []
+    for _ in range(3):  # the machine may be busy: the best of three counts
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        seconds.append(time.perf_counter() - began)
+        assert done.stderr == "" and all(f"  {verb} " in done.stdout for verb in VERBS)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("verb", [["demo"], ["run"], ["report"], ["ask"], ["detach"], ["env"], ["data", "make"], ["data", "show"]])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_verb_explains_itself_and_speaks_json(verb: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call([*verb, flag]) == 0
+    said = capsys.readouterr().out
+    assert f"pivot {' '.join(verb)}" in said and "--json" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demmo"], "Did you mean 'demo'?"),
+        (["run"], "Missing argument"),
+        (["demo", "--plam"], "--plan"),
+        (["data", "shw"], "Did you mean 'show'"),
+        (["ask", "base", "x.png"], "Missing argument"),
+        (["data", "show", "--index", "many"], "'--index': Input should be a valid integer"),
+    ],
+)
+def test_wrong_use_is_one_line_with_the_nearest_and_exit_2(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(arguments) == 2
+    out, err = capsys.readouterr()
+    assert says in err and "--help" in err and err.count("\n") == 1 and out == ""
+
+
+def test_a_failed_check_exits_1_with_its_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: Any) -> None:
+        raise CheckFailed("the tower did not move")
+
+    monkeypatch.setattr(chain, "run", fail)
+    assert cli.call(["demo"]) == 1
+    assert capsys.readouterr().err == "pivot: the tower did not move\n"
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.call(["demo"])
+
+
+def test_the_demo_is_its_recipe_with_changes_and_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(chain, "run", lambda *rest: asked.append(rest))
+    assert cli.call(["demo", f"out={tmp_path / 'a'}", "post.batch=16", "--only", "bench-*"]) == 0
+    assert cli.call(["demo"]) == 0
+    (recipe, folder, _, only), (_, default, _, _) = asked
+    assert (recipe.name, recipe.post.settings["batch"], folder.path, only) == ("demo", 16, tmp_path / "a", "bench-*")
+    assert default.path == Path("runs/demo")
+
+
+def test_the_run_ends_with_a_table_of_arms_in_the_recipes_order_and_the_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(recipe: Any, folder: Any, *_: Any) -> None:
+        for number, arm in enumerate(("dpo", "original", "sft")):
+            metrics = {"tasks/word": 0.1, "domains/General": number / 8, "mean": number / 4}
+            folder.write_measurement(Measurement("bench", "world", metrics, 9, arm=arm, parts={"domains/General": [], "mean": []}))
+            folder.write_measurement(Measurement("probe", "linear", {"kind": 0.5, "prototype/kind": 0.4}, 9, arm=arm))
+        folder.report.mkdir(parents=True)
+        (folder.report / "index.html").touch()
+
+    monkeypatch.setattr(chain, "run", run)
+    assert cli.call(["demo", f"out={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines if line.startswith(("bench", "probe"))] == [
+        ["bench", "world", "General", "mean"],
+        ["probe", "linear", "kind"],
+    ]
+    assert [line.split() for line in lines if line.startswith(("original", "sft", "dpo"))][:3] == [
+        ["original", "12.5", "25.0"],
+        ["sft", "25.0", "50.0"],
+        ["dpo", "0.0", "0.0"],
+    ]
+    assert lines[-1] == f"page: {tmp_path / 'report' / 'index.html'}"
+
+
+def test_json_is_all_that_machines_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(recipe: Any, folder: Any, tell: Callable[[Event], None], only: str | None) -> None:
+        tell(Event("begin", "post"))
+        tell(Event("progress", "post", {"done": 1, "total": 2, "loss": float("nan")}))
+        folder.write_measurement(Measurement("probe", "linear", {"kind": 0.5}, 9, arm="dpo"))
+
+    monkeypatch.setattr(chain, "run", run)
+    assert cli.call(["demo", f"out={tmp_path}", "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert err == "" and events[:2] == [
+        {"event": "begin", "stage": "post"},
+        {"event": "progress", "stage": "post", "done": 1, "total": 2, "loss": None},
+    ]
+    assert events[2]["event"] == "results" and events[2]["measurements"][0]["metrics"] == {"kind": 0.5}
+
+
+def test_only_the_main_process_of_a_launch_speaks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(chain, "run", lambda recipe, folder, tell, only: tell(Event("done", "post")))
+    for flags in ([], ["--json"]):
+        assert cli.call(["demo", f"out={tmp_path}", *flags]) == 0
+        assert capsys.readouterr() == ("", "")
+
+
+# ---- how progress looks
+
+
+class Clock:
+    """Time that goes as fast as the test wants."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(screen.time, "monotonic", lambda: self.now)
+
+
+def steps(shown: Screen, clock: Clock, first: int, last: int, seconds: float) -> None:
+    shown.tell(Event("begin", "post"))
+    for step in range(first, last + 1):
+        clock.now += seconds
+        shown.tell(Event("progress", "post", {"done": step, "total": last, "loss": 0.5}))
+    shown.tell(Event("done", "post"))
+
+
+def test_work_under_two_seconds_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    steps(Screen(said.append, None, json=False), Clock(monkeypatch), 1, 18, 0.1)
+    assert [line.split() for line in said] == [["post", "1.8", "s"]]
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then_with_rate_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    steps(Screen(said.append, None, json=False), Clock(monkeypatch), 1, 100, 0.5)
+    assert [line.split() for line in said] == [
+        ["post", f"{done}/100", "2/s,", f"{(100 - done) / 2:.1f}", "s", "left", "loss", "0.5"] for done in (20, 40, 60, 80, 100)
+    ] + [["post", "50.0", "s"]]
+
+
+def test_a_resumed_stage_counts_its_rate_from_where_it_went_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    steps(Screen(said.append, None, json=False), Clock(monkeypatch), 81, 100, 1.0)
+    assert "1/s, 10.0 s left" in said[0]
+
+
+def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    drawn, said = io.StringIO(), list[str]()
+    with Screen(said.append, drawn, json=False) as shown:
+        steps(shown, Clock(monkeypatch), 1, 10, 1.0)
+        assert shown.bar is None
+    assert "post" in drawn.getvalue() and "left" in drawn.getvalue() and len(said) == 1
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1:00"), (125.4, "2:05"), (3609, "1:00:09")])
+def test_durations_read_like_clocks(seconds: float, text: str) -> None:
+    assert screen.duration(seconds) == text
+
+
+def test_tables_line_up() -> None:
+    lines = screen.table(["arm", "n"], [["a", 1000], ["longer", None], ["c", 0.12345]]).splitlines()
+    assert lines == ["arm         n", "------  -----", "a       1,000", "longer       ", "c       0.123"]
+
+
+# ---- verbs that run without weights
+
+
+def test_data_show_and_make_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    source = ["--data", "world,split=test,size=3"]
+    assert cli.call(["data", "make", str(tmp_path / "out"), *source, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"folder": str(tmp_path / "out"), "examples": 3}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "data.jsonl").read_text().splitlines()]
+    for index, row in enumerate(rows):
+        picture = tmp_path / f"{index}.png"
+        assert cli.call(["data", "show", *source, "--index", str(index), "--image", str(picture), "--json"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        assert shown == {key: value for key, value in row.items() if key != "images"}
+        with Image.open(picture) as one, Image.open(tmp_path / "out" / row["images"][0]) as other:
+            assert one.tobytes() == other.tobytes()
+    assert cli.call(["data", "show", *source]) == 0
+    assert "chosen:" in capsys.readouterr().out
+
+
+def test_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    assert cli.call(["env", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
+
+
+def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert cli.call(["demo", "--plan", "--json", f"out={out}", "init=tiny"]) == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert not out.exists()
+    assert rows["post-dpo/seed-0"]["steps"] == 63 and rows["post-dpo/seed-0"]["examples"] == 2000
+    assert rows["post-dpo/seed-0"]["flops"] > rows["post-sft/seed-0"]["flops"] > 0
+    assert rows["bench-world-dpo/seed-0"]["examples"] == 600 and rows["report"]["state"] == "to do"
+    assert cli.call(["demo", "--plan", f"out={out}", "init=tiny"]) == 0
+    assert "post-dpo/seed-0" in capsys.readouterr().out

@@ -1,0 +1,167 @@
+"""Two processes over gloo follow one: as DDP, as FSDP2, and as users launch them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from training import curve, distance
+
+from pivot.model import MLLM
+from pivot.runfolder import read_json, read_jsonl
+
+BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+RUNS: list[dict[str, Any]] = [
+    {"name": "dpo-1", "objective": "dpo", "knobs": {"gamma": 0.3}, "size": 1},
+    {"name": "dpo-ddp", "objective": "dpo", "knobs": {"gamma": 0.3}},
+    {"name": "dpo-fsdp", "objective": "dpo", "knobs": {"gamma": 0.3}, "sharded": {}},
+    {"name": "sft-1", "objective": "sft", "size": 1},
+    {"name": "sft-planted", "objective": "sft", "planted": True},
+]
+SLOW: list[dict[str, Any]] = [
+    {"name": "sft-1", "objective": "sft", "size": 1},
+    {"name": "sft-ddp", "objective": "sft"},
+    {"name": "sft-3", "objective": "sft", "size": 3},
+    {"name": "sft-fsdp", "objective": "sft", "sharded": BLOCKS},
+    {"name": "sft-checkpointing", "objective": "sft", "sharded": BLOCKS, "settings": {"checkpointing": True}},
+    {"name": "dpo-1", "objective": "dpo", "size": 1},
+    {"name": "dpo-ddp-left", "objective": "dpo", "leave": 9},
+    {"name": "dpo-ddp", "objective": "dpo"},
+    {"name": "dpo-fsdp-left", "objective": "dpo", "leave": 9, "sharded": BLOCKS},
+    {"name": "dpo-fsdp", "objective": "dpo", "sharded": BLOCKS},
+    {"name": "bf16-1", "objective": "dpo", "size": 1, "settings": {"precision": "bf16"}},
+    {"name": "bf16-ddp", "objective": "dpo", "settings": {"precision": "bf16"}},
+    {"name": "bf16-fsdp", "objective": "dpo", "settings": {"precision": "bf16"}, "sharded": {}},
+]
+
+
+def crews(root: Path, runs: list[dict[str, Any]]) -> Path:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    code = [sys.executable, str(here / "crew.py"), json.dumps({"root": str(root), "runs": runs})]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return crews(tmp_path_factory.mktemp("crews"), RUNS)
+
+
+@pytest.fixture(scope="module")
+def ran_more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return crews(tmp_path_factory.mktemp("crews"), SLOW)
+
+
+def check_same(root: Path, name: str, one: str, tolerance: float = 1e-5) -> None:
+    """Same curves, weights, and counts as the run of one process."""
+    for kind in ("train", "eval"):
+        assert curve(root / name, kind) == pytest.approx(curve(root / one, kind), rel=tolerance)
+    for metric in ("grad_norm", "logps/chosen", "lengths/chosen"):
+        assert curve(root / name, metric=metric) == pytest.approx(curve(root / one, metric=metric), rel=max(tolerance, 1e-4)), metric
+    a, b = (load_file(root / run / "model" / "model.safetensors") for run in (name, one))
+    assert distance(a, b) < max(1e-4, 3 * tolerance)
+    ledgers = [read_json(root / run / "ledger.json") for run in (name, one)]
+    assert [ledger["processes"] for ledger in ledgers][1] == 1 < ledgers[0]["processes"]
+    for fact in ("image_tokens", "text_tokens", "flops", "ids_sha256", "steps"):
+        assert ledgers[0][fact] == ledgers[1][fact], fact
+    for part in ("tower", "projector", "llm"):
+        for fact in ("gradient", "moved"):
+            assert ledgers[0]["parts"][part][fact] == pytest.approx(ledgers[1]["parts"][part][fact], rel=max(0.01, 10 * tolerance))
+
+
+def ends(root: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(root.glob(f"{name}-[0-9].json"))]
+
+
+def test_ddp_follows_one_process(ran: Path) -> None:
+    """Batches of 7 and of 1 row: the second process has fewer rows, then none, and once no image."""
+    check_same(ran, "dpo-ddp", "dpo-1")
+    assert len(curve(ran / "dpo-ddp")) == 4
+    assert len({end["weights"] for end in ends(ran, "dpo-ddp")}) == 1  # both processes end with the same weights
+
+
+def test_fsdp2_follows_one_process(ran: Path) -> None:
+    check_same(ran, "dpo-fsdp", "dpo-1")
+    assert all(end["sharded"] for end in ends(ran, "dpo-fsdp"))
+    MLLM.load(ran / "dpo-fsdp" / "model")  # gathered, whole, and with the hashes that it was saved with
+    assert [path.name for path in (ran / "dpo-fsdp").glob("checkpoint-*")]
+
+
+def test_without_synchronised_gradients_all_of_this_fails(ran: Path) -> None:
+    """Planted: the module that is trained is not the one that was wrapped."""
+    assert curve(ran / "sft-planted")[0] == pytest.approx(curve(ran / "sft-1")[0], rel=1e-5)  # the first loss is innocent
+    assert max(abs(a / b - 1) for a, b in zip(curve(ran / "sft-planted"), curve(ran / "sft-1"), strict=True)) > 1e-3
+    assert len({end["weights"] for end in ends(ran, "sft-planted")}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "one", "tolerance"),
+    [
+        ("sft-ddp", "sft-1", 1e-5),
+        ("sft-3", "sft-1", 1e-5),
+        ("sft-fsdp", "sft-1", 1e-5),
+        ("sft-checkpointing", "sft-1", 1e-5),
+        ("dpo-ddp", "dpo-1", 1e-5),
+        ("dpo-ddp-left", "dpo-1", 1e-5),
+        ("dpo-fsdp", "dpo-1", 1e-5),
+        ("dpo-fsdp-left", "dpo-1", 1e-5),
+        ("bf16-ddp", "bf16-1", 2e-2),
+        ("bf16-fsdp", "bf16-1", 2e-2),
+    ],
+)
+def test_every_way_of_spreading_follows_one_process(ran_more: Path, name: str, one: str, tolerance: float) -> None:
+    check_same(ran_more, name, one, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpo-ddp", "dpo-fsdp"])
+def test_a_crew_that_was_left_goes_on_to_the_same_bits(ran_more: Path, name: str) -> None:
+    assert ends(ran_more, name) == ends(ran_more, f"{name}-left")
+    lines = read_jsonl(ran_more / f"{name}-left" / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+# ---- as users launch it
+
+RECIPE = """
+name: two
+init: tiny
+data: {pairs: {read: world, size: 10, seed: 3}, held: {read: world, split: validation, size: 3}}
+arms:
+  dpo: {objective: {name: dpo}, rates: {tower: 1.0e-3, projector: 1.0e-3, llm: 1.0e-3}}
+post: {data: pairs, validation: held, epochs: 2, batch: 4, micro: 2, save_every: 3}
+"""
+
+
+def pivot_run(recipe: Path, out: Path, launcher: list[str]) -> None:
+    environment = {**os.environ, "PIVOT_CACHE": str(out.parent / "cache" / out.name), "OMP_NUM_THREADS": "1"}
+    code = [sys.executable, *launcher, "-m", "pivot", "run", str(recipe), f"out={out}", "--json"]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]], ids=["ddp", "fsdp2"])
+def test_accelerate_launch_runs_a_recipe(tmp_path: Path, how: list[str]) -> None:
+    (tmp_path / "two.yaml").write_text(RECIPE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    fixed = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    pivot_run(tmp_path / "two.yaml", tmp_path / "one", [])
+    pivot_run(tmp_path / "two.yaml", tmp_path / "two", ["-m", "accelerate.commands.launch", *how, "--num_processes", "2", *fixed])
+    a, b = tmp_path / "two" / "post-dpo" / "seed-0", tmp_path / "one" / "post-dpo" / "seed-0"
+    assert read_json(a / "ledger.json")["processes"] == 2
+    assert len(curve(a)) == 6 and curve(a) == pytest.approx(curve(b), rel=1e-5)
+    assert curve(a, "eval") == pytest.approx(curve(b, "eval"), rel=1e-5)
+    MLLM.load(a / "model")

@@ -1,0 +1,67 @@
+"""The names that users may build on. Adding one is a decision, renaming one a break: both belong into the changelog."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pivot import cli, lookup
+
+NAMES = {
+    "pivot.encoder": {"Encoder", "Features"},
+    "pivot.model": {"MLLM", "Scorer", "Scores", "score"},
+    "pivot.train": {"Rates", "Settings", "train"},
+}
+RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "picture"}
+VERBS = {
+    "ask": {"mllm", "image", "question", "--longest", "--json"},
+    "bench run": {"mllm", "--suite", "--data", "--out", "--json"},
+    "data make": {"out", "--data", "--json"},
+    "data show": {"--data", "--index", "--image", "--json"},
+    "demo": {"changes", "--plan", "--only", "--json"},
+    "detach": {"mllm", "out", "--truncate", "--json"},
+    "env": {"--json"},
+    "probe linear": {"encoders", "--data", "--json"},
+    "report": {"runs", "--out", "--json"},
+    "run": {"recipe", "changes", "--plan", "--only", "--json"},
+}
+MODULES = {"data": {"world"}, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
+
+
+@pytest.mark.parametrize("package", NAMES)
+def test_packages_export_these_names_and_have_them(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) == NAMES[package]
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_records_are_these() -> None:
+    records = importlib.import_module("pivot.records")
+    own = {name for name, value in vars(records).items() if getattr(value, "__module__", "") == "pivot.records" and name[0] != "_"}
+    assert own == RECORDS
+
+
+@pytest.mark.parametrize("folder", MODULES)
+def test_modules_that_recipes_name(folder: str) -> None:
+    assert set(lookup.names(folder)) == MODULES[folder]
+    for name in MODULES[folder]:
+        assert lookup.find(folder, name)
+
+
+def commands(group: Any, path: str = "") -> Iterator[tuple[str, set[str]]]:
+    """Each verb with its arguments and options."""
+    for name, command in group.commands.items():
+        where = f"{path} {name}".strip()
+        if hasattr(command, "commands"):
+            yield from commands(command, where)
+        else:
+            yield where, {p.opts[-1] if p.opts[0].startswith("-") else p.name for p in command.params if p.name != "help"}
+
+
+def test_verbs_and_their_options_are_these() -> None:
+    import typer
+
+    assert dict(commands(typer.main.get_command(cli.app))) == VERBS

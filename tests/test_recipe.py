@@ -1,0 +1,228 @@
+"""Recipes: what is written is what is run, and what is wrong is said in one line with its place."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pivot import recipe
+from pivot.knobs import Wrong, fill
+from pivot.records import BadInput
+from pivot.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PLAIN = """
+name: small
+init: tiny
+data:
+  pairs: {read: world, split: train, size: 8}
+  heldout: {read: world, split: test, size: 6}
+arms:
+  original: {}
+  dpo: {objective: {name: dpo, beta: 0.2}, rates: {tower: 1e-5, projector: 1e-5, llm: 0}}
+post: {batch: 4}
+probes: {linear: {data: heldout}}
+bench: {world: {data: heldout}}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    file = tmp_path / "small.yaml"
+    file.write_text(PLAIN)
+    return str(file)
+
+
+def wrong(source: str, *changes: str) -> str:
+    with pytest.raises(BadInput) as caught:
+        recipe.load(source, changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert recipe.load(name).name
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1.e3", 1000.0),
+        (".5", 0.5),
+        ("-2", -2),
+        ("07", 7),
+        ("inf", "inf"),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("12:30", "12:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("[0, 1]", [0, 1]),
+        ("null", None),
+        ("1e", "1e"),
+        ("hf:a/b", "hf:a/b"),
+    ],
+)
+def test_scalars_are_read_as_people_mean_them(text: str, value: Any) -> None:
+    read = recipe.parse(text, "here")
+    assert read == value and type(read) is type(value)
+
+
+def test_overrides_reach_any_depth_and_leave_the_rest(small: str) -> None:
+    before = recipe.load(small)
+    after = recipe.load(small, ["arms.dpo.objective.beta=5e-1", "post.batch=2", "seeds=[3, 4]"])
+    assert after.arms["dpo"].objective == {**(before.arms["dpo"].objective or {}), "beta": 0.5}
+    assert recipe.differences(before.plain(), after.plain()) == ["seeds", "arms.dpo.objective.beta", "post.batch"]
+
+
+def test_an_override_can_add_an_arm(small: str) -> None:
+    added = recipe.load(small, ["arms.more={objective: {name: sft}, rates: {tower: 1, projector: 0, llm: 0}}"])
+    assert list(added.arms) == ["original", "dpo", "more"]
+
+
+def test_defaults_are_filled_in_and_a_frozen_recipe_is_the_same_recipe(small: str, tmp_path: Path) -> None:
+    loaded, folder = recipe.load(small), RunFolder(tmp_path / "run")
+    recipe.freeze(loaded, folder)
+    frozen = yaml.safe_load(folder.recipe_file.read_text())
+    assert frozen["data"]["pairs"]["pixels"] == 48 and frozen["seeds"] == [0] and "epochs" in frozen["post"]
+    assert recipe.load(str(folder.recipe_file)) == loaded
+    recipe.freeze(loaded, folder)
+
+
+def test_a_run_folder_refuses_another_recipe_and_names_what_changed(small: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    recipe.freeze(recipe.load(small), folder)
+    with pytest.raises(BadInput, match=r"changed: data\.pairs\.size, post\.batch\); give this one another out="):
+        recipe.freeze(recipe.load(small, ["post.batch=2", "data.pairs.size=9"]), folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "advice"),
+    [
+        ("post.bach=4", "post: unknown key 'bach'", "did you mean 'batch'?"),
+        ("sedes=[1]", "unknown key 'sedes'", "did you mean 'seeds'?"),
+        ("data.pairs.sice=4", "data.pairs: unknown key 'sice'", "did you mean 'size'?"),
+        ("data.pairs.read=wurld", "data.pairs: no data named 'wurld'", "did you mean 'world'?"),
+        ("arms.dpo.objective.betta=1", "arms.dpo.objective: unknown key 'betta'", "did you mean 'beta'?"),
+        ("arms.dpo.objective.name=dpq", "arms.dpo.objective: no objective named 'dpq'", "did you mean 'dpo'?"),
+        ("arms.dpo.objective=dpo", "arms.dpo.objective: must be a mapping with 'name'", "dpo"),
+        ("arms.dpo.rates.towr=1", "arms.dpo.rates: unknown key 'towr'", "did you mean 'tower'?"),
+        ("arms.dpo.rates.tower=fast", "arms.dpo.rates.tower", "not 'fast'"),
+        ("arms.dpo.rates.tower=-1", "arms.dpo.rates.tower", "greater than or equal to 0"),
+        ("arms.dpo.rates={tower: 0, projector: 0, llm: 0}", "arms.dpo.rates", "give a part a learning rate"),
+        ("arms.dpo.rates=null", "arms.dpo.rates: is missing", "give both objective and rates"),
+        ("arms.original={objective: {name: sft}, rates: {tower: 1, projector: 0, llm: 0}}", "arms.original", "another name"),
+        ("post.batch=many", "post.batch", "not 'many'"),
+        ("post.data=pears", "post.data: no data named 'pears'", "did you mean 'pairs'?"),
+        ("post=null", "post: is missing", "settings"),
+        ("probes.linear.data=held", "probes.linear.data: no data named 'held'", "heldout"),
+        ("probes.linaer.data=heldout", "probes: no probe named 'linaer'", "did you mean 'linear'?"),
+        ("bench.world.dta=heldout", "bench.world: unknown key 'dta'", "did you mean 'data'?"),
+        ("seeds=[]", "seeds", "at least 1"),
+        ("seeds=[1, 1]", "seeds: must differ", "[1, 1]"),
+        ("name=a/b", "name", "not 'a/b'"),
+        ("init=null", "give either init", "encoder and llm"),
+        ("encoder=hf:x/y", "give either init", "encoder and llm"),
+        ("arms=[1]", "arms", "dictionary"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place_and_what_to_do(small: str, change: str, place: str, advice: str) -> None:
+    said = wrong(small, change)
+    assert place in said and advice in said and small in said
+
+
+def test_overrides_that_are_none_are_refused(small: str) -> None:
+    assert "write key.sub=value" in wrong(small, "post.batch")
+    assert "write key.sub=value" in wrong(small, "post..batch=1")
+    assert "name is 'small' and holds no keys" in wrong(small, "name.sub=1")
+    assert "not YAML" in wrong(small, "seeds=[1")
+
+
+def test_recipes_are_found_by_name_or_path(tmp_path: Path) -> None:
+    assert "demo" in recipe.shipped()
+    assert "did you mean 'demo'?" in wrong("dmo")
+    assert "recipe not found" in wrong(str(tmp_path / "none.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("name: a\nname: b", "key 'name' is given twice"), ("name: [", "not YAML"), ("- a", "holds no keys"), ("", "holds no keys")],
+)
+def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    found = wrong(str(file))
+    assert said in found and str(file) in found
+
+
+def test_data_can_be_named_in_one_line() -> None:
+    assert len(recipe.read("world,split=test,size=4")) == 4
+    for source, said in {"world,size=many": "size", "wurld": "did you mean 'world'?", "world,size": "key.sub=value"}.items():
+        with pytest.raises(BadInput, match=said):
+            recipe.read(source)
+
+
+def test_data_without_examples_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = ModuleType("reader_of_nothing")
+    reader.read = lambda: ()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "reader_of_nothing.here", reader)
+    with pytest.raises(BadInput, match=r"reader_of_nothing\.here' has no examples; check"):
+        recipe.read("reader_of_nothing.here")
+
+
+# ---- knobs
+
+
+@dataclass(frozen=True)
+class Knobs:
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    kind: Literal["a", "b"] = "a"
+    only_checked: Tensor | None = None
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    beta: float = 0.1
+
+
+def function(path: str, *, beta: float = 0.1) -> None: ...
+
+
+@pytest.mark.parametrize("what", [Knobs, Model])
+def test_defaults_and_types_come_from_the_declaration(what: Any) -> None:
+    assert fill(what, {"beta": 1})["beta"] == 1.0
+    assert fill(what, {})["beta"] == 0.1
+    for given, place in [({"beta": "x"}, ("beta",)), ({"bta": 1}, ())]:
+        with pytest.raises(Wrong) as caught:
+            fill(what, given)
+        assert caught.value.place == place
+
+
+def test_an_annotation_that_only_type_checkers_see_leaves_the_others_checked() -> None:
+    assert fill(Knobs, {"only_checked": 3}) == {"beta": 0.1, "kind": "a", "only_checked": 3}
+    for given in ({"beta": 0}, {"kind": "c"}):
+        with pytest.raises(Wrong):
+            fill(Knobs, given)
+
+
+def test_a_functions_required_argument_is_asked_for() -> None:
+    assert fill(function, {"path": "x"}) == {"path": "x", "beta": 0.1}
+    with pytest.raises(Wrong, match="is missing; give it"):
+        fill(function, {})
+
+
+def test_a_callers_own_keys_come_first_and_may_be_required() -> None:
+    assert fill(Model, {"data": "x"}, own={"data": ..., "more": None}) == {"data": "x", "more": None, "beta": 0.1}
+    with pytest.raises(Wrong, match="is missing"):
+        fill(Model, {}, own={"data": ...})

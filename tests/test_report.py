@@ -1,0 +1,463 @@
+"""What a report says of a run folder: numbers, pairs, matching, what is left out, and that data never become markup."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import fake_run
+import pytest
+from PIL import Image
+
+from pivot.records import BadInput, Measurement
+from pivot.report import collect, figures, items, page, words
+from pivot.report.figures import Dot, Row, Series
+from pivot.report.matching import matching
+from pivot.runfolder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One run folder to look at; tests that change it take `run`."""
+    return fake_run.make(tmp_path_factory.mktemp("run") / "demo")
+
+
+@pytest.fixture
+def run(made: RunFolder, tmp_path: Path) -> RunFolder:
+    """A copy of its own."""
+    return RunFolder(Path(shutil.copytree(made.path, tmp_path / "demo")))
+
+
+@pytest.fixture(scope="module")
+def found(made: RunFolder) -> dict[str, Any]:
+    return collect.collect(made)
+
+
+@pytest.fixture(scope="module")
+def html(found: dict[str, Any]) -> str:
+    return page.render(found)
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a JSON file in place."""
+    facts = read_json(file)
+    change(facts)
+    write_json(file, facts)
+
+
+def only(rows: list[dict[str, Any]], **said: Any) -> dict[str, Any]:
+    (row,) = [row for row in rows if all(row[key] == value for key, value in said.items())]
+    return row
+
+
+# ---- rows and pairs
+
+
+def test_every_stored_metric_is_a_row(made: RunFolder, found: dict[str, Any]) -> None:
+    measured = made.measurements()
+    assert len(found["rows"]) == sum(len(one.metrics) for one in measured)
+    for one in measured:
+        for metric, value in one.metrics.items():
+            row = only(found["rows"], arm=one.arm, seed=one.seed, kind=one.kind, name=one.name, metric=metric)
+            assert row["value"] == pytest.approx(value)
+            assert (row["low"] is None) == metric.startswith("C/")
+            assert row["low"] is None or row["low"] <= row["value"] <= row["high"]
+
+
+def test_every_pair_of_arms_is_compared_later_minus_earlier(found: dict[str, Any]) -> None:
+    pairs = {(pair["a"], pair["b"]) for pair in found["pairs"]}
+    assert pairs == {("sft", "original"), ("dpo", "original"), ("dpo", "sft")}
+    for pair in found["pairs"]:
+        a, b = (only(found["rows"], arm=pair[key], kind=pair["kind"], metric=pair["metric"]) for key in "ab")
+        assert pair["difference"] == pytest.approx(a["value"] - b["value"])
+        assert pair["verdict"] is None  # one seed
+
+
+def test_results_hold_rows_pairs_and_arms_and_appear_whole(run: RunFolder) -> None:
+    written = page.write(run)
+    assert written == run.report / "index.html"
+    results = read_json(run.report / "results.json")
+    assert {"rows", "pairs", "arms"} <= results.keys()
+    assert {"arm", "seed", "kind", "name", "metric", "value", "low", "high", "n"} <= results["rows"][0].keys()
+    assert results["arms"]["dpo"]["ledgers"][0]["steps"] == fake_run.STEPS
+    assert sorted(file.name for file in run.report.iterdir()) == ["index.html", "results.json"]
+    elsewhere = page.write([run.path], run.path / "other")
+    assert elsewhere.read_bytes() == written.read_bytes()
+
+
+def test_two_copies_of_one_arm_show_no_difference_at_all(run: RunFolder) -> None:
+    for one in [one for one in run.measurements() if one.arm == "sft"]:
+        run.write_measurement(Measurement(**{**asdict(one), "arm": "copy"}))
+    pairs = [pair for pair in collect.collect(run)["pairs"] if (pair["a"], pair["b"]) == ("copy", "sft") and pair["low"] is not None]
+    assert len(pairs) > 30
+    assert all((pair["difference"], pair["low"], pair["high"]) == (0, 0, 0) for pair in pairs)
+
+
+# ---- seeds
+
+
+@pytest.fixture(scope="module")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    skill = {"original": 0.4, "sft": 0.6, "dpo": 0.62}
+    return collect.collect(fake_run.make(tmp_path_factory.mktemp("seeds") / "demo", seeds=(0, 1, 2), skill=skill, size=64))
+
+
+def test_several_seeds_have_a_row_each_and_one_for_their_mean(seeds: dict[str, Any]) -> None:
+    rows = {row["seed"]: row for row in seeds["rows"] if (row["arm"], row["kind"], row["metric"]) == ("dpo", "bench", "mean")}
+    assert rows.keys() == {0, 1, 2, None}
+    assert rows[None]["value"] == pytest.approx(sum(rows[seed]["value"] for seed in range(3)) / 3)
+    assert seeds["arms"]["original"]["seeds"] == [] and seeds["arms"]["dpo"]["seeds"] == [0, 1, 2]
+
+
+def test_the_original_stands_beside_every_seed(seeds: dict[str, Any]) -> None:
+    pair = only(seeds["pairs"], a="sft", b="original", kind="bench", metric="mean")
+    assert pair["seeds"] == 3 and pair["verdict"] == "higher"
+
+
+def test_one_seed_is_called_one_seed_and_several_give_a_verdict(found: dict[str, Any], seeds: dict[str, Any]) -> None:
+    one, several = page.view(found)["outcome"], page.view(seeds)["outcome"]
+    assert one["badges"] == ["one seed, no verdict"] and one["leads"][0][1].startswith("One seed, so no verdict.")
+    assert not re.search(r"\b(above|below|better|worse|wins?|beats?|shows)\b", one["leads"][0][1])
+    assert several["badges"] == ["3 seeds"] and several["leads"][0][1].startswith("Over 3 seeds")
+
+
+# ---- matching
+
+
+def test_matched_arms_are_said_to_be_matched_and_where_they_differ(found: dict[str, Any]) -> None:
+    (judged,) = found["matching"]
+    assert judged["matched"] is True and judged["faults"] == []
+    assert judged["same"] == ["sft and dpo read the same 1,280 examples in the same order (ids 00ababab), once, in 40 steps of 32."]
+    told = " ".join(judged["differ"])
+    assert "sft 5 × 10⁻⁵" in told.replace(words.THIN, " ") and "the chosen response alone" in told
+    assert "Text tokens: dpo 2.00 times what sft took." in told and "FLOPs: dpo 1.35 times what sft took." in told
+    assert "Reference log-probabilities" in told and "device" not in told and "precision" not in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("ids_sha256", "ff" * 32, "The arms differ in examples or their order: sft 00ababab and dpo ffffffff (seed 0)."),
+        ("steps", 41, "The arms differ in steps: sft 40 and dpo 41 (seed 0)."),
+        ("examples", 1000, "The arms differ in number of examples: sft 1,280 and dpo 1,000 (seed 0)."),
+        ("batch", None, "The ledger of dpo does not say its batch size (seed 0)."),
+    ],
+)
+def test_arms_that_are_not_matched_are_called_that(run: RunFolder, key: str, value: Any, says: str) -> None:
+    edit(run.post("dpo", 0) / "ledger.json", lambda ledger: ledger.update({key: value}))
+    found = collect.collect(run)
+    assert found["matching"][0]["matched"] is False and found["matching"][0]["faults"] == [says]
+    assert page.view(found)["outcome"]["badges"] == ["not matched, no verdict"]
+    assert says in page.render(found)
+
+
+def test_equal_ledgers_differ_in_nothing() -> None:
+    one = {"arm": "a", "seed": 0, "ids_sha256": "x", "examples": 8, "epochs": 2, "batch": 4, "steps": 4, "flops": 1e9, "device": "cpu"}
+    judged = matching([one, {**one, "arm": "b"}])
+    assert judged["matched"] and judged["differ"] == [] and "2 times" in judged["same"][0]
+    assert matching([one])["matched"] is None
+    assert "They differ in device: a cpu and b cuda." in matching([one, {**one, "arm": "b", "device": "cuda"}])["differ"]
+
+
+# ---- what is broken
+
+
+def test_broken_files_are_named_and_left_out_and_the_rest_is_reported(run: RunFolder) -> None:
+    spoiled = {
+        "measurements/dpo-seed-0-probe-linear.json": '{"arm": "dpo", "seed"',
+        "measurements/zero.json": "[]",
+        "measurements/odd.json": json.dumps({**read_json(run.measurement_file("sft", 0, "bench", "world")), "metrics": {"mean": "high"}}),
+        "measurements/twice.json": run.measurement_file("sft", 0, "bench", "world").read_text(),
+        "post-dpo/seed-0/metrics.jsonl": '{"step": 1}\n{"step": \n{"step": 3}\n',
+        "post-sft/seed-0/ledger.json": "null",
+        "encoder-sft/seed-0/parity.json": "",
+        "answers/dpo-seed-0-world.jsonl": '{"reply": "no id"}\n',
+        "recipe.yaml": "arms: [\n",
+    }
+    for name, text in spoiled.items():
+        (run.path / name).write_text(text)
+    (run.path / "measurements/.dpo-seed-0-bench-x.json.123.tmp").write_text("{")  # what a killed writer leaves is no file
+    found = collect.collect(run)
+    assert {fault["file"] for fault in found["left_out"]} == spoiled.keys()
+    assert str(run.path) not in json.dumps(found["left_out"])
+    assert only(found["rows"], arm="dpo", kind="bench", metric="mean") and only(found["rows"], arm="sft", kind="probe", metric="mean")
+    text = page.render(found)
+    assert all(f"<code>{name}</code>" in text for name in spoiled)
+
+
+def test_a_torn_last_line_is_no_broken_file(run: RunFolder) -> None:
+    with (run.post("dpo", 0) / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 41, "ki')
+    assert collect.collect(run)["left_out"] == []
+
+
+@pytest.mark.parametrize("gone", [["post-*"], ["measurements"], ["answers", "encoder-*", "recipe.yaml"], ["measurements/dpo*", "post-dpo"]])
+def test_an_unfinished_run_is_reported_as_far_as_it_got(run: RunFolder, gone: list[str]) -> None:
+    for place in [place for pattern in gone for place in run.path.glob(pattern)]:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert read_html(page.write(run).read_text(encoding="utf-8")).tags["section"] >= 3
+
+
+def test_nothing_at_all_is_bad_input(tmp_path: Path, run: RunFolder) -> None:
+    with pytest.raises(BadInput, match="no such run folder"):
+        page.write(tmp_path / "none")
+    with pytest.raises(BadInput, match=r"no manifest\.json"):
+        page.write(tmp_path)
+    empty = RunFolder(tmp_path / "empty")
+    empty.note(name="empty")
+    with pytest.raises(BadInput, match="nothing to report") as raised:
+        page.write([empty])
+    assert "\n" not in str(raised.value) and not empty.report.exists()
+
+
+def test_a_metric_that_is_no_number_is_shown_as_none(run: RunFolder) -> None:
+    file = run.measurement_file("dpo", 0, "probe", "linear")
+    edit(file, lambda facts: facts["metrics"].update({"C/kind": None, "mean": None}))
+    text = page.render(collect.collect(run))
+    assert not re.search(r"\bnan\b", text, re.IGNORECASE) and read_json(page.write(run).with_name("results.json"))
+
+
+# ---- several runs
+
+
+def test_arms_of_several_runs_keep_their_runs_name(made: RunFolder, tmp_path: Path) -> None:
+    other = fake_run.make(tmp_path / "other", arms=("original", "dpo"), name="demo")
+    found = collect.collect([made.path, other])
+    assert list(found["arms"]) == ["demo 1: original", "demo 1: sft", "demo 1: dpo", "demo 2: original", "demo 2: dpo"]
+    pair = only(found["pairs"], a="demo 2: dpo", b="demo 1: dpo", kind="bench", metric="mean")
+    assert (pair["difference"], pair["low"], pair["high"]) == (0, 0, 0)  # the fake draws the same replies for the same arm
+    leads = page.view(found)["outcome"]["leads"]
+    assert [run for run, _ in leads] == ["demo 1", "demo 2"] and "dpo − sft" in leads[0][1] and "dpo − original" in leads[1][1]
+    assert len(found["matching"]) == 2 and read_html(page.render(found)).tags["svg"] > 30
+
+
+# ---- replies
+
+
+def test_items_on_which_arms_disagree_come_first(found: dict[str, Any], made: RunFolder) -> None:
+    gallery = found["items"]
+    disagree = [len({reply["grade"] for reply in item["replies"]}) > 1 for item in gallery]
+    assert len(gallery) == items.SHOWN and any(disagree) and disagree == sorted(disagree, reverse=True)
+    assert [reply["arm"] for reply in gallery[0]["replies"]] == ["original", "sft", "dpo"]
+    rows = {row["id"]: row for row in read_jsonl(made.answers_file("dpo", 0, "world"))}
+    for item in gallery:
+        row = rows[item["id"]]
+        shown = item["replies"][2]
+        assert (item["prompt"], item["answer"]) == (row["prompt"], row["answer"]) and (shown["reply"], shown["grade"]) == (
+            row["reply"],
+            row["grade"],
+        )
+
+
+def test_changed_replies_are_counted_over_all_items(found: dict[str, Any], made: RunFolder) -> None:
+    a, b = ({row["id"]: row for row in read_jsonl(made.answers_file(arm, 0, "world"))} for arm in ("dpo", "sft"))
+    counted = only(found["changes"], a="dpo", b="sft")
+    assert counted["n"] == len(a)
+    assert counted["differ"] == sum(a[item]["reply"] != b[item]["reply"] for item in a) > 0
+    assert counted["gained"] == sum(a[item]["grade"] > b[item]["grade"] for item in a)
+    assert counted["lost"] == sum(a[item]["grade"] < b[item]["grade"] for item in a)
+
+
+def test_a_picture_outside_the_answers_is_not_shown(run: RunFolder) -> None:
+    Image.new("RGB", (4, 4)).save(run.path / "secret.png")
+    for arm in ("original", "sft", "dpo"):
+        file = run.answers_file(arm, 0, "world")
+        rows = read_jsonl(file)
+        write_jsonl(file, [{**row, "image": ("../secret.png", str(run.path / "secret.png"))[place % 2]} for place, row in enumerate(rows)])
+    assert collect.collect(run)["items"] == []
+
+
+def test_a_broken_picture_is_named_and_a_large_one_made_small(run: RunFolder, found: dict[str, Any]) -> None:
+    first, *others = (run.path / "answers/images" / f"{item['id']}.png" for item in found["items"])
+    first.write_bytes(b"no picture")
+    for file in others:
+        Image.new("RGB", (900, 600), "teal").save(file)
+    again = collect.collect(run)
+    assert [fault["file"] for fault in again["left_out"]] == [first.relative_to(run.path).as_posix()]
+    shown = [item["image"] for item in again["items"] if item["id"] in {file.stem for file in others}]
+    assert len(shown) == items.SHOWN - 1
+    for image in shown:
+        decoded = Image.open(io.BytesIO(base64.b64decode(image["uri"].partition(",")[2])))
+        assert decoded.size == (image["width"], image["height"]) == (320, 213)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("<image>\nwhat?", "what?"),
+        (None, ""),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "user: a\nassistant: b"),
+        ("x" * 700, "x" * 600 + " ... (100 more characters)"),
+    ],
+)
+def test_prompts_and_replies_become_text(said: Any, shown: str) -> None:
+    assert items.clipped(said) == shown
+
+
+# ---- the page as a document
+
+
+class Document(HTMLParser):
+    """Counts tags, keeps attributes and text, and insists that every tag is closed in its place."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: dict[str, int] = {}
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = self.tags.get(tag, 0) + 1
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing, inside {self.open[-3:]}"
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read_html(text: str) -> Document:
+    document = Document()
+    document.feed(text)
+    document.close()
+    assert document.open == []
+    return document
+
+
+def test_the_page_asks_for_nothing_from_outside(html: str) -> None:
+    document = read_html(html)
+    assert not document.tags.keys() & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    sources = [
+        (name, value) for _, name, value in document.attributes if name in ("src", "href", "xlink:href", "srcset", "style", "action")
+    ]
+    assert all(value and value.startswith("data:image/png;base64," if name == "src" else "#") for name, value in sources)
+    assert not re.search(r"url\(|@import|https?:", html)
+    assert {value for _, name, value in document.attributes if name == "id"} >= {
+        value[1:] for name, value in sources if name == "href" and value
+    }
+
+
+def test_data_cannot_become_markup(html: str, tmp_path: Path) -> None:
+    """The poisoned page has no tag and no kind of attribute that the honest page lacks, and shows the poison as text."""
+    honest = read_html(html)
+    written = page.write(fake_run.evil(tmp_path / "evil")).read_text(encoding="utf-8")
+    document = read_html(written)
+    assert document.tags.keys() <= honest.tags.keys()
+    kinds = {(tag, name) for tag, name, _ in honest.attributes}
+    assert {(tag, name) for tag, name, _ in document.attributes} <= kinds
+    text = "".join(document.text)
+    shown = fake_run.EVIL.translate(dict.fromkeys((0, 0x202E, 0xD800), "\ufffd"))
+    assert text.count(shown) > 100 and "49" not in re.findall(r"</pre>(.{2})", text)
+    assert all(arm in text for arm in fake_run.EVIL_ARMS)
+    assert not page.UNFIT.search(written)
+    titles = [value for _, name, value in document.attributes if name in ("aria-label", "alt") and value]
+    assert any("onerror" in title for title in titles)
+
+
+def test_the_page_says_what_it_must(found: dict[str, Any], html: str) -> None:
+    text = " ".join("".join(read_html(html).text).split())
+    for said in [
+        "One seed, so no verdict",
+        "dpo − sft",
+        "twins",
+        "OCR & Chart",
+        "prototype",
+        "hidden_states[-2]",
+        "block 6 of 6",
+        "recipe.yaml",
+    ]:
+        assert said in text, said
+    for arm in ("original", "sft", "dpo"):
+        value = only(found["rows"], arm=arm, kind="bench", metric="mean")["value"]
+        assert f"{100 * value:.1f}" in text
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 14.9), (0.913, 0.917), (1e-7, 4e-7), (0, 12345), (52, 52.4), (-1, -0.2)])
+def test_ticks_are_few_round_and_inside(low: float, high: float) -> None:
+    at = figures.ticks(low, high)
+    assert 2 <= len(at) <= 6 and low - 1e-12 <= min(at) and max(at) <= high + 1e-12
+    (step,) = {f"{b - a:.6e}" for a, b in itertools.pairwise(at)}
+    assert re.fullmatch(r"[125]\.0+e.*", step)
+
+
+def test_dots_lie_where_their_values_are() -> None:
+    row = Row("task", [Dot(25.0, 0.0, 50.0, 0, "a"), Dot(75.0, 50.0, 100.0, 0, "b")])
+    drawn = figures.dots([row], 0, 100, "scores")
+    places = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', drawn)]
+    (a1, a2), (b1, b2) = re.findall(r'class="hit"></rect><line x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)"', drawn)
+    assert places == pytest.approx([(float(a1) + float(a2)) / 2, (float(b1) + float(b2)) / 2], abs=0.02)
+    assert a2 == b1 and float(b2) - float(a1) == pytest.approx(2 * (places[1] - places[0]), abs=0.02)
+
+
+def test_an_interval_beyond_the_axis_ends_at_its_edge() -> None:
+    drawn = figures.dots([Row("x", [Dot(5.0, -100.0, 300.0, 1, "")])], 0, 10, "")
+    assert all(0 <= float(x) <= figures.WIDTH for x in re.findall(r'\bx[12]?="(-?[\d.]+)"', drawn))
+
+
+def test_a_thinned_curve_keeps_its_mean_and_a_short_one_itself() -> None:
+    points = [(float(x), float(x * x % 17)) for x in range(960)]
+    thin = figures.thinned(points, 160)
+    assert len(thin) == 160 and sum(y for _, y in thin) / 160 == pytest.approx(sum(y for _, y in points) / 960)
+    assert figures.thinned(points[:100], 160) == points[:100]
+
+
+def test_curves_stay_in_their_frame_and_name_every_value() -> None:
+    drawn = figures.curves([Series("a", [(s, s / 10) for s in range(11)], 1, end="a"), Series("b", [(5.0, 0.2)], 2)], "curve")
+    paths = re.findall(r'<path d="M([^"]+)"', drawn)
+    places = [tuple(map(float, point.split(","))) for path in paths for point in path.split("L")]
+    assert all(0 <= x <= figures.WIDTH and 0 <= y <= 200 for x, y in places)
+    assert ">step 5</tspan>" in drawn and ">a: 0.5</tspan>" in drawn and ">b: 0.2</tspan>" in drawn
+    assert "no values" in figures.curves([Series("a", [], 1)], "none")
+
+
+def test_figures_escape_what_they_are_given() -> None:
+    poison = '"><script>x</script>'
+    row = Row(poison, [Dot(1.0, 0.0, 2.0, 3, poison)], note=poison, reference=(1.0, poison))
+    drawn = [figures.dots([row], 0, 2, poison), figures.curves([Series(poison, [(0.0, 1.0), (1.0, 2.0)], 0, end=poison)], poison, poison)]
+    for one in drawn:
+        assert "<script" not in one and "&lt;script&gt;" in one and read_html(one).tags["svg"] == 1
+
+
+# ---- words
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (words.listed(["a", "b", "c"]), "a, b and c"),
+        (words.count(1280), "1,280"),
+        (words.plain(5e-5), "5 × 10⁻⁵"),
+        (words.plain(-0.25), "−0.25"),
+        (words.plain(0), "0"),
+        (words.plain(float("nan")), "–"),
+        (words.plain("x"), "–"),
+        (words.change(0.032, 100), "+3.2"),
+        (words.change(-0.0001, 100), "0.0"),
+        (words.score(None, 100), "–"),
+        (words.duration(75.04), "75.0 s"),
+        (words.duration(754), "12 min 34 s"),
+        (words.duration(7500), "2 h 5 min"),
+        (words.rates({"tower": 0, "projector": 1e-3, "llm": 1e-3}), "frozen (tower), 0.001 (projector and LLM)"),
+        (words.metric("tasks/odd_one"), "odd one"),
+    ],
+)
+def test_words(made: str, said: str) -> None:
+    assert made.replace(words.THIN, " ") == said
