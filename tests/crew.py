@@ -38,15 +38,15 @@ def work(folder: Path, run: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)
     reference.ENTRY = 2
     os.environ["PIVOT_CACHE"] = str(folder / "cache")
-    examples, mllm = rows(), MLLM.tiny()
+    examples = rows()
     settings = Settings(**{"batch": 7, "micro": 2, "epochs": 2, "warmup": 0.3, "save_every": 2, **run.get("settings", {})})
     objective = lookup.find("objective", run["objective"])(**run.get("knobs", {}))
-    for _ in range(2 if "leave" in run else 1):
+    for leave in [run["leave"], None] if "leave" in run else [None]:
+        mllm = MLLM.tiny()
         running = train(mllm, objective, examples, settings, folder, rates=Rates(3e-3, 3e-3, 3e-3), validation=examples[:3])
         for number, _event in enumerate(running, start=1):
-            if number == run.pop("leave", 0):
+            if number == leave:
                 running.close()  # type: ignore[attr-defined]
-                mllm = MLLM.tiny()
                 break
     weights = {name: tensor.to_local() if hasattr(tensor, "to_local") else tensor for name, tensor in mllm.model.state_dict().items()}
     return {"weights": hash_tensors(weights), "sharded": any(hasattr(tensor, "to_local") for tensor in mllm.model.state_dict().values())}

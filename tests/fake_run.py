@@ -20,7 +20,6 @@ from pivot.runfolder import ORIGINAL, RunFolder, write_json, write_jsonl, write_
 SKILL = {ORIGINAL: 0.55, "sft": 0.62, "dpo": 0.7}
 RATES = {"sft": 5e-5, "dpo": 1e-5}
 STEPS = 40
-Replies = Mapping[str, str]
 
 
 def make(
@@ -30,20 +29,20 @@ def make(
     seeds: Sequence[int] = (0,),
     size: int = 96,
     skill: Mapping[str, float] = SKILL,
-    says: Replies | None = None,
     name: str = "demo",
 ) -> RunFolder:
-    """Write the folder. `says` replaces every reply of an arm; arms that `skill` does not know have 0.6."""
+    """Write the folder. Arms that `skill` does not know have 0.6."""
     folder = RunFolder(path)
     items = list(world.read(split="test", size=size, seed=3))
     trained = [arm for arm in arms if arm != ORIGINAL]
     folder.note(name=name, versions={"pivot-vision": "0.1.0", "torch": "2.13.0", "transformers": "5.14.1"}, stages={})
     write_text(folder.recipe_file, yaml.safe_dump(_recipe(name, arms, seeds), sort_keys=False))
+    bare = [replace(item, images=()) for item in items]  # the first arm keeps the pictures: writing them is slow
     for arm in arms:
         for seed in [0] if arm == ORIGINAL else seeds:
             dice = np.random.default_rng([*map(ord, arm), seed])
             ability = skill.get(arm, 0.6) + 0.01 * dice.standard_normal()
-            answers(folder, arm, seed, items, ability, (says or {}).get(arm))
+            answers(folder, arm, seed, items if arm == arms[0] else bare, ability)
             folder.write_measurement(linear(arm, seed, ability, dice))
             encoder(folder, arm, seed)
             if arm in trained:
@@ -51,7 +50,7 @@ def make(
     return folder
 
 
-def answers(folder: RunFolder, arm: str, seed: int, items: Sequence[Example], ability: float, says: str | None = None) -> None:
+def answers(folder: RunFolder, arm: str, seed: int, items: Sequence[Example], ability: float) -> None:
     """Each item has its own difficulty, the same for all arms; so arms agree on most items, as real ones do."""
     lot = np.random.default_rng(5).random(len(items))
     sway = np.random.default_rng([seed, *map(ord, arm)])
@@ -62,8 +61,8 @@ def answers(folder: RunFolder, arm: str, seed: int, items: Sequence[Example], ab
             index = next(i for i, item in enumerate(items) if item.id == bare.id)
             responses = items[index].responses
             right = lot[index] + 0.08 * sway.standard_normal() < ability
-            said.append(says if says is not None else responses[0 if right else 1 + index % 2].text)
-        return [str(one) for one in said]
+            said.append(str(responses[0 if right else 1 + index % 2].text))
+        return said
 
     benchmark = _World()
     file = folder.answers_file(arm, seed, "world")
@@ -108,9 +107,9 @@ def training(folder: RunFolder, arm: str, seed: int, dice: np.random.Generator, 
     """metrics.jsonl and ledger.json of stage post."""
     sides, rate = (1, RATES.get(arm, 1e-5)) if arm == "sft" else (2, RATES.get(arm, 1e-5))
     lines = []
-    for step in range(1, STEPS + 1):
+    for step in range(STEPS + 1):
         fall = math.exp(-step / 15)
-        for kind in ["train", *(["eval"] if step % 10 == 0 else [])]:
+        for kind in [*(["train"] if step else []), *(["eval"] if step % 10 == 0 else [])]:
             noise = (0.12 if kind == "train" else 0.02) * dice.standard_normal()
             line: dict[str, Any] = {"step": step, "kind": kind, "loss": (1.4 if sides == 1 else 0.1) + 0.6 * fall + 0.3 * noise}
             if sides == 2:
@@ -125,7 +124,9 @@ def training(folder: RunFolder, arm: str, seed: int, dice: np.random.Generator, 
     ledger |= {"image_tokens": 1280 * 36, "text_tokens": 1280 * 22 * sides, "flops": 1.9e13 * (1 + 0.35 * (sides - 1)), "device": "cpu"}
     ledger |= {"seconds": 31.4 + 11 * place, "precision": "fp32", "rates": dict.fromkeys(("tower", "projector", "llm"), rate)}
     ledger |= {"parts": {part: {"trained": True, "gradient": 0.12, "moved": 0.003} for part in ("tower", "projector", "llm")}}
-    ledger |= {"ids_sha256": f"{seed:02d}" + "ab" * 31, "versions": {"torch": "2.13.0"}, "reference": reference}
+    ledger |= {"ids_sha256": f"{seed:02d}" + "ab" * 31, "versions": {"torch": "2.13.0"}, "reference": reference, "processes": 1}
+    ledger |= {"settings": {"schedule": "cosine", "warmup": 0.03, "keep": "last", "seed": seed}, "best": [STEPS, 0.4]}
+    ledger |= {"alarms": [] if sides == 1 else ["lengths/chosen went from 9 to 14 tokens: rows are not mixed, or lengths are being gamed"]}
     write_json(folder.post(arm, seed) / "ledger.json", ledger)
 
 
@@ -167,7 +168,7 @@ def _recipe(name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, A
 # ---- a folder whose every text is out to break the page
 
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)</script></title></style></pre>{{ 7*7 }}'<b id=evil>&amp;\x00\u202e\ud800"
-EVIL_ARMS = (ORIGINAL, "<script>alert(3)<script>", '"><img src=x onerror=alert(4)>', "'><svg onload=alert(5)>" + "w" * 60)
+EVIL_ARMS = (ORIGINAL, "<script>alert(3)<script>", "\"><img src=x onerror=alert(4)>'><svg onload=alert(5)>" + "w" * 60)
 KEPT = {"arm", "kind", "name", "stage", "image", "fingerprint", "id", "pair", "ids_sha256"}  # what files are found or joined by
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,18 @@ import torch
 
 from pivot import chain, recipe
 from pivot.chain import Event, Stage, Work
+from pivot.plan import plan
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import RunFolder, hash_file, read_json, read_jsonl, write_json, write_text
 
 PLAIN: dict[str, Any] = {
     "name": "small",
     "init": "tiny",
-    "data": {"pairs": {"read": "world", "size": 8}, "heldout": {"read": "world", "split": "test", "size": 64}},
+    "data": {
+        "pairs": {"read": "world", "size": 8},
+        "heldout": {"read": "world", "split": "test", "size": 40},
+        "few": {"read": "world", "split": "test", "size": 12},
+    },
     "arms": {
         "original": {},
         "sft": {"objective": {"name": "sft"}, "rates": {"tower": 1e-4, "projector": 1e-4, "llm": 1e-4}},
@@ -26,7 +34,7 @@ PLAIN: dict[str, Any] = {
     },
     "post": {"batch": 4},
     "probes": {"linear": {"data": "heldout"}},
-    "bench": {"world": {"data": "heldout"}},
+    "bench": {"world": {"data": "few"}},
 }
 RATES = {"tower": 1.0, "projector": 1.0, "llm": 1.0}
 POSTS = ["post-sft/seed-0", "post-dpo/seed-0"]
@@ -218,7 +226,7 @@ def test_the_run_folder_holds_what_the_design_says(finished: RunFolder) -> None:
     for arm in ("original", "sft", "dpo"):
         encoder = {"config.json", "model.safetensors", "preprocessor_config.json", "tap.json", "parity.json"}
         assert encoder <= set(os.listdir(finished.encoder(arm)))
-        assert len(read_jsonl(finished.answers_file(arm, 0, "world"))) == 64
+        assert len(read_jsonl(finished.answers_file(arm, 0, "world"))) == 12
     found = {(one.arm, one.kind, one.name) for one in finished.measurements()}
     assert found == {(arm, *what) for arm in ("original", "sft", "dpo") for what in (("probe", "linear"), ("bench", "world"))}
     assert (finished.report / "index.html").exists() and "rows" in read_json(finished.report / "results.json")
@@ -242,6 +250,20 @@ def test_the_encoder_that_comes_out_is_the_one_that_was_trained(finished: RunFol
         inside = weights(MLLM.load(finished.post(arm, 0) / "model").detach())
         assert all(torch.equal(a, b) for a, b in zip(taken, inside, strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(taken, untouched, strict=True))
+
+
+def test_the_plan_of_a_finished_run_says_so(finished: RunFolder) -> None:
+    rows = plan(made(), finished)
+    assert [row["stage"] for row in rows] == [*POSTS, *REST, "report"]
+    assert {row["state"] for row in rows} == {"finished"}
+    for arm in ("sft", "dpo"):
+        planned, ledger = (
+            next(row for row in rows if row["stage"] == f"post-{arm}/seed-0"),
+            read_json(finished.post(arm, 0) / "ledger.json"),
+        )
+        assert (planned["examples"], planned["steps"]) == (ledger["examples"], ledger["steps"])
+        spent = ledger["flops"] + (ledger["reference"] or {"flops": 0})["flops"]
+        assert planned["flops"] == pytest.approx(spent, rel=1e-6)  # so few examples that the sample is all of them
 
 
 def test_a_finished_run_does_nothing_the_second_time(finished: RunFolder) -> None:
@@ -275,3 +297,68 @@ def test_measurements_of_one_arm_are_the_same_beside_others_or_alone(finished: R
     together: list[Measurement] = list(lookup.find("probe", "linear")().run(encoders, use.examples("heldout")))
     alone = {one.arm: one.metrics for one in finished.measurements() if one.kind == "probe"}
     assert {one.arm: one.metrics for one in together} == {arm: alone[arm] for arm in encoders}
+
+
+# ---- real processes
+
+
+def command(tmp_path: Path, out: Path, *launcher: str) -> list[str]:
+    """The shell command of a run that keeps a checkpoint of every update."""
+    file = tmp_path / "small.yaml"
+    write_json(file, {**PLAIN, "post": {"batch": 2, "save_every": 1}})  # JSON is YAML
+    return [sys.executable, *(launcher or ("-m", "pivot")), "run", str(file), f"out={out}"]
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def facts(folder: RunFolder) -> dict[str, Any]:
+    """What a run found, without times and versions."""
+    names = [*(f"{post}/model" for post in POSTS), "encoder-original", "encoder-sft", "encoder-dpo", "measurements", "answers"]
+    return {name: hash_file(folder.path / name) for name in names}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_a_run_ends_as_if_it_had_not_been(tmp_path: Path, own_cache: None) -> None:
+    undisturbed, killed = RunFolder(tmp_path / "a"), RunFolder(tmp_path / "b")
+    subprocess.run(command(tmp_path, undisturbed.path), check=True, capture_output=True)
+    moments = ["post-sft/seed-0/checkpoint-2", "post-dpo/seed-0/metrics.jsonl", "encoder-original", "answers/sft-seed-0-world.partial"]
+    for moment in moments:
+        process = subprocess.Popen(command(tmp_path, killed.path), stdout=subprocess.DEVNULL)
+        while not (killed.path / moment).exists():
+            assert process.poll() is None, f"ended before {moment}"
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    subprocess.run(command(tmp_path, killed.path), check=True, capture_output=True)
+    assert facts(killed) == facts(undisturbed)
+    assert not [path for path in killed.path.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_run_folder(tmp_path: Path, own_cache: None) -> None:
+    """The losses follow those of one process, each line of the log is written once, and one process speaks."""
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    subprocess.run(command(tmp_path, one.path), check=True, capture_output=True)
+    flags = "--num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --multi_gpu --main_process_port 0"
+    launch = ("-m", "accelerate.commands.launch", *flags.split(), "-m", "pivot")
+    done = subprocess.run(command(tmp_path, two.path, *launch), check=True, capture_output=True, text=True)
+    assert done.stdout.count("page: ") == 1
+    for arm in ("sft", "dpo"):
+        assert read_json(two.post(arm, 0) / "ledger.json")["processes"] == 2
+        lines = [read_jsonl(folder.post(arm, 0) / "metrics.jsonl") for folder in (one, two)]
+        assert [line["step"] for line in lines[1]] == [line["step"] for line in lines[0]]
+        assert [line["loss"] for line in lines[1]] == pytest.approx([line["loss"] for line in lines[0]], abs=1e-5)
+    assert [read_json(folder.manifest_file)["pinned"] for folder in (one, two)] == [read_json(one.manifest_file)["pinned"]] * 2
+
+
+def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate does so silently on a machine without GPUs."""
+    for name in ("MASTER_ADDR", "ACCELERATE_MIXED_PRECISION"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(BadInput, match="add --multi_gpu"):
+        chain.Crew()

@@ -71,11 +71,14 @@ def check_same(root: Path, name: str, one: str, tolerance: float = 1e-5) -> None
     assert distance(a, b) < max(1e-4, 3 * tolerance)
     ledgers = [read_json(root / run / "ledger.json") for run in (name, one)]
     assert [ledger["processes"] for ledger in ledgers][1] == 1 < ledgers[0]["processes"]
-    for fact in ("image_tokens", "text_tokens", "flops", "ids_sha256", "steps"):
+    for fact in ("image_tokens", "text_tokens", "ids_sha256", "steps"):
         assert ledgers[0][fact] == ledgers[1][fact], fact
+    again = ledgers[0]["settings"]["checkpointing"]  # then activations are computed twice
+    assert ledgers[0]["flops"] > ledgers[1]["flops"] if again else ledgers[0]["flops"] == ledgers[1]["flops"]
     for part in ("tower", "projector", "llm"):
-        for fact in ("gradient", "moved"):
-            assert ledgers[0]["parts"][part][fact] == pytest.approx(ledgers[1]["parts"][part][fact], rel=max(0.01, 10 * tolerance))
+        facts = [ledger["parts"][part] for ledger in ledgers]
+        assert facts[0]["gradient"] == pytest.approx(facts[1]["gradient"], rel=max(0.01, 10 * tolerance))
+        assert facts[0]["moved"] == pytest.approx(facts[1]["moved"], rel=0.25)  # over samples, of each shard its own
 
 
 def ends(root: Path, name: str) -> list[dict[str, Any]]:

@@ -187,7 +187,7 @@ def test_older_checkpoints_go(shared_mllm: MLLM, pairs: list[Example], tmp_path:
         ({"settings": {"warmup": 0.5}}, "settings.warmup"),
         ({"rates": replace(ALL, tower=1e-4)}, "rates.tower"),
         ({"rows": 7}, "examples"),
-        ({"model": 1}, "model"),
+        ({"model": 1}, "model.weights"),
     ],
 )
 def test_another_training_in_the_same_folder_is_refused(

@@ -166,6 +166,7 @@ def test_activation_checkpointing_computes_again_and_changes_nothing(shared_mllm
         found.append((weights(mllm), calls[0]))
     assert distance(found[0][0], found[1][0]) < 1e-6
     assert found[1][1] == 2 * found[0][1]
+    assert not any(module.training for module in mllm.model.modules())
 
 
 def test_dropout_is_off(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:

@@ -24,11 +24,14 @@ from pivot.runfolder import ORIGINAL, RunFolder, discard, hash_json, read_json
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from pivot.encoder import Encoder
     from pivot.model import MLLM
 
 TRAINING = ("pretrain", "align", "instruct", "post")
+FRESH = ("tiny", "blank")  # words for `init` that name a way to make an MLLM, not a place to load one from
+SMALL = 20_000_000  # parameters
 Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
 
 
@@ -120,14 +123,23 @@ def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) 
             work.perform(stage, afresh=done)
 
 
+def steady(model: PreTrainedModel) -> None:
+    """One thread for a small model on a CPU, unless OMP_NUM_THREADS says otherwise.
+
+    A second thread gains it little, and on a busy machine costs much: 5 s an update of the demo in place of 0.7.
+    """
+    import torch
+
+    if model.device.type == "cpu" and model.num_parameters() < SMALL and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
+
+
 def initial(recipe: Recipe) -> MLLM:
     """The MLLM that a recipe begins with."""
     from pivot.model import MLLM
 
-    if recipe.init == "tiny":
-        return MLLM.tiny()
-    if recipe.init == "blank":
-        return MLLM.blank()
+    if recipe.init in FRESH:
+        return getattr(MLLM, recipe.init)()
     if recipe.init:
         return MLLM.load(recipe.init)
     assert recipe.encoder and recipe.llm  # a valid recipe has init or both
@@ -208,7 +220,9 @@ class Work:
         if self.crew.main:  # tiny towers only: one process is enough, the others meet it at the next stage
             objective = lookup.find("pretrain", self.recipe.pretrain["name"])(**knobs)
             examples = self.recipe.examples(self.recipe.pretrain["data"])
-            for line in pretrain(self.entering(stage.kind), objective, examples, folder, seed=self.recipe.seeds[0]):
+            mllm = self.entering(stage.kind)
+            steady(mllm.model)
+            for line in pretrain(mllm, objective, examples, folder, seed=self.recipe.seeds[0]):
                 self.tell(Event("progress", stage.name, {**line, "done": line["step"], "total": line["steps"]}))
         return [folder / "model", folder / "ledger.json", folder / "metrics.jsonl"]
 
@@ -230,8 +244,10 @@ class Work:
 
         knobs = {key: value for key, value in objective.items() if key != "name"}
         folder = self.folder.path / stage.name
+        mllm = self.entering(stage.kind)
+        steady(mllm.model)
         for line in train(
-            self.entering(stage.kind),
+            mllm,
             lookup.find("objective", objective["name"])(**knobs),
             self.recipe.examples(section.data),
             Settings(**section.settings, seed=stage.seed),
@@ -282,6 +298,7 @@ class Work:
         use = self.recipe.probes[stage.module]
         knobs = {key: value for key, value in use.items() if key != "data"}
         encoder = Encoder.load(self.folder.encoder(stage.arm, stage.seed)).to(_device())
+        steady(encoder.model)
         found = lookup.find("probe", stage.module)(**knobs).run({stage.arm: encoder}, self.recipe.examples(use["data"]))
         return [self.folder.write_measurement(replace(one, arm=stage.arm, seed=stage.seed)) for one in found]
 
@@ -291,6 +308,7 @@ class Work:
         use = self.recipe.bench[stage.module]
         knobs = {key: value for key, value in use.items() if key != "data"}
         mllm = self._trained(stage).to(_device())
+        steady(mllm.model)
         answers = self.folder.answers_file(stage.arm, stage.seed, stage.module)
         found = ask.run(
             lookup.find("bench", stage.module)(**knobs),

@@ -137,10 +137,12 @@ def ask(
     from pivot.records import Example, picture
 
     seen = picture(image)
+    from pivot.chain import steady
     from pivot.model import MLLM
     from pivot.model.sample import reply
 
     model = MLLM.load(mllm, device=_device())
+    steady(model.model)
     said = reply(model, [Example("asked", (seen,), question)], max_new=longest)[0]
     _show({"reply": said}, json, text=said)
 
@@ -179,9 +181,11 @@ def probe_linear(
     from pivot.recipe import read
 
     examples = read(source)
+    from pivot.chain import steady
     from pivot.encoder import Encoder
 
     opened = {name: Encoder.load(name).to(_device()) for name in encoders}
+    steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))
     _results(list(lookup.find("probe", "linear")().run(opened, examples)), None, json)
 
 
@@ -201,9 +205,11 @@ def bench_run(
     benchmark = lookup.find("bench", suite)()
     examples = read(source) if source else None
     from pivot.bench import run as asking
+    from pivot.chain import steady
     from pivot.model import MLLM
 
     model = MLLM.load(mllm, device=_device())
+    steady(model.model)
     folder, arm = RunFolder(out), re.sub(r"[^\w.+]+", "_", mllm).strip("_")
     with folder.alone(), _screen(json) as screen:
         found = asking.run(
@@ -275,6 +281,7 @@ def env(json: Json = False) -> None:
     import torch
 
     import pivot
+    from pivot.encoder.features import cache_folder
 
     packages = ("torch", "transformers", "accelerate", "numpy", "scikit-learn", "safetensors", "pydantic")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -286,7 +293,7 @@ def env(json: Json = False) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "cache": os.environ.get("PIVOT_CACHE", ""),
+        "cache": str(cache_folder()),
     }
     _show(facts, json, text="\n".join(f"{name:<14} {value}" for name, value in facts.items()))
 
@@ -350,6 +357,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=arguments, prog_name="pivot", standalone_mode=False)
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # click's: a verb was left out, its message is the help
+            typer.echo(str(error))
+            return 0
         expected = _expected(error)
         if expected is None or os.environ.get(TRACEBACK):
             raise

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
-from pivot.chain import Stage, initial, stages
+from pivot.chain import FRESH, Stage, initial, stages
 from pivot.recipe import Post, Recipe
 from pivot.runfolder import RunFolder
 
@@ -75,7 +75,7 @@ class _Model:
 
         from pivot.model.mllm import BASE
 
-        if self.recipe.init and self.recipe.init != "tiny":
+        if self.recipe.init and self.recipe.init not in FRESH:
             where = BASE if self.recipe.init in ("base", "blank") else self.recipe.init.removeprefix("hf:")
             return AutoConfig.from_pretrained(where), AutoProcessor.from_pretrained(where)
         mllm = initial(self.recipe)

@@ -50,7 +50,9 @@ class Scorer(nn.Module):
         self.model = mllm.model
         self.backend: Backend = backend
         self.family = family(mllm.model.config)
-        self._no_split_modules = sorted(mllm.model._no_split_modules or ())  # where FSDP cuts by default
+        # Where FSDP cuts by default; it stumbles over names of modules that this model was built without, such as a pooling head.
+        present = {type(module).__name__ for module in mllm.model.modules()}
+        self._no_split_modules = sorted(present & set(mllm.model._no_split_modules or ()))
 
     @property
     def config(self) -> Any:

@@ -53,6 +53,15 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(step * n, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def tick_names(at: Sequence[float]) -> dict[float, str]:
+    """What stands at each tick: as many decimals as their distance needs, so that no two read alike."""
+    step = abs(at[1] - at[0]) if len(at) > 1 else abs(at[0]) or 1.0
+    if step < 1e-4 or max(map(abs, at)) >= 1e5:
+        return {one: words.plain(one) for one in at}
+    decimals = max(0, math.ceil(-math.log10(step) - 1e-9))
+    return {one: f"{one:.{decimals}f}".replace("-", words.MINUS) for one in at}
+
+
 def span(values: Sequence[float], pad: float = 0.06, least: float = 0.0) -> tuple[float, float]:
     """The range of an axis: what the values need and a little more, at least `least` wide."""
     low, high = min(values), max(values)
@@ -105,8 +114,8 @@ def dots(rows: Sequence[Row], low: float, high: float, label: str, zero: bool = 
     heights = [9 + 10 * max(1, len(row.dots)) for row in rows]
     height = sum(heights) + 8
     drawn = []
-    for at in ticks(low, high):
-        told = text(axis(at), height + 14, f"{at:g}".replace("-", words.MINUS))
+    for at, name in tick_names(ticks(low, high)).items():
+        told = text(axis(at), height + 14, name)
         drawn.append(element("g", line(axis(at), 4, axis(at), height), told, class_="tick"))
     if zero and low <= 0 <= high:
         drawn.append(line(axis(0), 4, axis(0), height, "zero"))
@@ -193,11 +202,13 @@ def curves(series: Sequence[Series], label: str, x_label: str = "step", low: flo
     room = 14 + LETTER * max(len(one.end) for one in drawn_series)
     steps = [x for one in drawn_series for x, _ in one.points]
     bottom, top = span([y for one in drawn_series for _, y in one.points])
-    x = Axis(min(steps), max(max(steps), min(steps) + 1), 44, WIDTH - min(room, 110))
     y = Axis(bottom if low is None else low, top if high is None else high, 178, 34)
+    heights = tick_names(ticks(y.low, y.high, 4))
+    left = max(34.0, 10 + LETTER * max(len(name) for name in heights.values()))
+    x = Axis(min(steps), max(max(steps), min(steps) + 1), left, WIDTH - min(room, 110))
     drawn = []
-    for at in ticks(y.low, y.high, 4):
-        told = text(x.start - 6, y(at) + 4, words.plain(at), class_="left")
+    for at, name in heights.items():
+        told = text(x.start - 6, y(at) + 4, name, class_="left")
         drawn.append(element("g", line(x.start, y(at), x.end, y(at)), told, class_="tick"))
     whole = [at for at in ticks(x.low, x.high, 4) if at == int(at)]
     drawn += [element("g", text(x(at), 194, words.count(at)), class_="tick") for at in whole]

@@ -8,6 +8,7 @@ from typing import Any
 from pivot.report import words
 
 Facts = dict[str, Any]
+Group = Mapping[str, Facts]  # the ledgers of one seed, by arm
 MUST = {  # what arms of a comparison must have in common
     "ids_sha256": "examples or their order",
     "examples": "number of examples",
@@ -15,107 +16,117 @@ MUST = {  # what arms of a comparison must have in common
     "batch": "batch size",
     "steps": "steps",
 }
-SIDES = {"sft": 1, "dpo": 2, "mpo": 2}  # responses an objective learns from, where the ledger does not say
+COSTS = {"text_tokens": "Text tokens", "flops": "FLOPs", "seconds": "Time"}
+SIDES = {"sft": 1, "dpo": 2, "mpo": 2}  # responses that an objective learns from
 NEAR = 0.01  # relative difference below which two costs are called equal
 
 
 def matching(ledgers: Sequence[Facts]) -> Facts:
     """Judge the ledgers of trained arms: `matched` (None if there are not two to compare), sentences on what is equal and what differs."""
-    by_seed: dict[Any, list[Facts]] = {}
+    by_seed: dict[Any, dict[str, Facts]] = {}
     for ledger in ledgers:
-        by_seed.setdefault(ledger.get("seed"), []).append(ledger)
-    groups = [group for group in by_seed.values() if len(group) > 1]
-    faults = [fault for group in groups for fault in _faults(group)]
+        by_seed.setdefault(ledger.get("seed"), {})[str(ledger["arm"])] = ledger
+    groups = {seed: group for seed, group in by_seed.items() if len(group) > 1}
+    faults = [fault for seed, group in groups.items() for fault in _faults(seed, group)]
     matched = not faults if groups else None
-    return {"matched": matched, "same": _same(groups) if matched else [], "faults": faults, "differ": _differ(groups)}
+    first = next(iter(groups.values()), {})
+    return {"matched": matched, "same": [_same(groups)] if matched else [], "faults": faults, "differ": _differ(first) if first else []}
 
 
-def _names(group: Sequence[Facts]) -> list[str]:
-    return [str(ledger["arm"]) for ledger in group]
-
-
-def _faults(group: Sequence[Facts]) -> list[str]:
-    """What should be equal within a seed and is not, or cannot be seen."""
+def _faults(seed: Any, group: Group) -> list[str]:
+    """What should be equal and is not, or cannot be seen."""
     found = []
     for key, what in MUST.items():
-        values = [ledger.get(key) for ledger in group]
-        seed = f" (seed {group[0].get('seed')})"
-        if any(value is None for value in values):
-            lacking = [name for name, value in zip(_names(group), values, strict=True) if value is None]
-            found.append(f"The ledger of {words.listed(lacking)} does not say its {what}{seed}.")
-        elif any(value != values[0] for value in values):
-            told = [words.short(value) if key == "ids_sha256" else words.count(value) for value in values]
-            each = [f"{name} {value}" for name, value in zip(_names(group), told, strict=True)]
-            found.append(f"The arms differ in {what}: {words.listed(each)}{seed}.")
+        values = {arm: ledger.get(key) for arm, ledger in group.items()}
+        lacking = [arm for arm, value in values.items() if value is None]
+        if lacking:
+            found.append(f"The ledger of {words.listed(lacking)} does not say its {what} (seed {seed}).")
+        elif not _equal(values):
+            show = words.short if key == "ids_sha256" else words.count
+            found.append(f"The arms differ in {what}: {_each(values, show)} (seed {seed}).")
     return found
 
 
-def _same(groups: Sequence[Sequence[Facts]]) -> list[str]:
-    first = groups[0][0]
-    seeds = "" if len(groups) == 1 else f" Seeds {words.listed([str(group[0].get('seed')) for group in groups])} are matched one by one."
-    arms, epochs = words.listed(_names(groups[0])), first["epochs"]
-    often = "once" if epochs == 1 else f"{words.count(epochs)} times"
-    return [
-        f"{arms} read the same {words.count(first['examples'])} examples in the same order (ids {words.short(first['ids_sha256'])}), "
-        f"{often}, in {words.count(first['steps'])} steps of {words.count(first['batch'])}.{seeds}"
-    ]
+def _equal(values: Mapping[str, Any]) -> bool:
+    first, *others = values.values()
+    return all(other == first for other in others)
 
 
-def _differ(groups: Sequence[Sequence[Facts]]) -> list[str]:
-    """Where arms differ by design or in cost, from the first seed that has several."""
-    if not groups:
-        return []
-    group = groups[0]
-    sentences = [_rates(group), _sides(group)]
-    sentences += [_cost(group, key, what) for key, what in {"text_tokens": "text tokens", "flops": "FLOPs", "seconds": "time"}.items()]
-    sentences += [_reference(group), _plain(group, "precision"), _plain(group, "device")]
+def _each(values: Mapping[str, Any], show: Any = str) -> str:
+    return words.listed([f"{arm} {show(value)}" for arm, value in values.items()])
+
+
+def _same(groups: Mapping[Any, Group]) -> str:
+    group = next(iter(groups.values()))
+    first = next(iter(group.values()))
+    seeds = f" Seeds {words.listed([str(seed) for seed in groups])} are matched one by one." if len(groups) > 1 else ""
+    examples, epochs, steps, batch = (words.count(first[key]) for key in ("examples", "epochs", "steps", "batch"))
+    read = f"{words.listed(list(group))} read the same {examples} examples in the same order (ids {words.short(first['ids_sha256'])})"
+    return f"{read}, {'once' if epochs == '1' else f'{epochs} times'}, in {steps} steps of {batch}.{seeds}"
+
+
+def _differ(group: Group) -> list[str]:
+    """Where arms differ by design or in cost."""
+    sentences = [_rates(group), _sides(group), *(_cost(group, key) for key in COSTS), _reference(group), _settings(group), _kept(group)]
+    for key in ("device", "processes"):
+        values = {arm: ledger.get(key) for arm, ledger in group.items()}
+        sentences.append("" if _equal(values) else f"They differ in {key}: {_each(values)}.")
     return [sentence for sentence in sentences if sentence]
 
 
-def _rates(group: Sequence[Facts]) -> str:
-    rates = [ledger.get("rates") for ledger in group]
-    if all(rate == rates[0] for rate in rates) or not all(isinstance(rate, Mapping) for rate in rates):
+def _rates(group: Group) -> str:
+    rates = {arm: ledger.get("rates") for arm, ledger in group.items()}
+    if _equal(rates):
         return ""
-    each = [f"{name} {words.rates(rate)}" for name, rate in zip(_names(group), rates, strict=True)]
-    return f"Learning rates differ: {'; '.join(each)}."
+    return f"Learning rates differ: {'; '.join(f'{arm} {words.rates(of)}' for arm, of in rates.items())}."
 
 
-def _sides(group: Sequence[Facts]) -> str:
-    sides = [int(ledger.get("responses") or SIDES.get(_objective(ledger), 0)) for ledger in group]
-    if 0 in sides or len(set(sides)) == 1:
+def _sides(group: Group) -> str:
+    sides = {arm: SIDES.get(objective(ledger), 0) for arm, ledger in group.items()}
+    if 0 in sides.values() or _equal(sides):
         return ""
-    each = [f"{name} learns from {words.sides(side)}" for name, side in zip(_names(group), sides, strict=True)]
-    return f"Of each example {words.listed(each)}."
+    said = {1: "the chosen response alone", 2: "the chosen and the rejected response"}
+    return f"Of each example {words.listed([f'{arm} learns from {said[number]}' for arm, number in sides.items()])}."
 
 
-def _objective(ledger: Facts) -> str:
-    objective = ledger.get("objective")
-    return str(objective.get("name", "")) if isinstance(objective, Mapping) else ""
+def objective(ledger: Facts) -> str:
+    """The name of the objective that a ledger tells of."""
+    of = ledger.get("objective")
+    return str(of.get("name", "")) if isinstance(of, Mapping) else ""
 
 
-def _cost(group: Sequence[Facts], key: str, what: str) -> str:
-    known = [(name, ledger.get(key)) for name, ledger in zip(_names(group), group, strict=True)]
-    costs = {name: float(cost) for name, cost in known if isinstance(cost, int | float) and cost > 0}
+def _cost(group: Group, key: str) -> str:
+    costs = {arm: float(ledger[key]) for arm, ledger in group.items() if words.is_number(ledger.get(key)) and ledger[key] > 0}
     if len(costs) < 2 or max(costs.values()) / min(costs.values()) <= 1 + NEAR:
         return ""
-    least = min(costs, key=lambda name: costs[name])
-    each = [f"{name} {cost / costs[least]:.2f} times" for name, cost in costs.items() if cost > costs[least] * (1 + NEAR)]
-    return f"{what[0].upper()}{what[1:]}: {words.listed(each)} what {least} took."
+    least = min(costs, key=lambda arm: costs[arm])
+    more = [f"{arm} {cost / costs[least]:.2f} times" for arm, cost in costs.items() if cost > costs[least] * (1 + NEAR)]
+    return f"{COSTS[key]}: {words.listed(more)} what {least} took."
 
 
-def _reference(group: Sequence[Facts]) -> str:
+def _reference(group: Group) -> str:
     each = []
-    for name, ledger in zip(_names(group), group, strict=True):
-        reference = ledger.get("reference")
-        if isinstance(reference, Mapping):
-            cost = f"{words.flops(reference.get('flops'))}, {words.duration(reference.get('seconds'))}"
-            each.append(f"{name} ({'taken from the cache' if reference.get('cached') else cost})")
+    for arm, ledger in group.items():
+        of = ledger.get("reference")
+        if isinstance(of, Mapping):
+            cost = "taken from the cache" if of.get("cached") else f"{words.flops(of.get('flops'))}, {words.duration(of.get('seconds'))}"
+            each.append(f"{arm} ({cost})")
     what = "Reference log-probabilities, computed once before the first step and not in the figures above"
     return f"{what}: {words.listed(each)}." if each else ""
 
 
-def _plain(group: Sequence[Facts], key: str) -> str:
-    values = [ledger.get(key) for ledger in group]
-    if all(value == values[0] for value in values):
-        return ""
-    return f"They differ in {key}: {words.listed([f'{name} {value}' for name, value in zip(_names(group), values, strict=True)])}."
+def _settings(group: Group) -> str:
+    """Settings of training that are not the same: the schedule, the label mask and what else there is."""
+    each = []
+    for key in dict.fromkeys(key for ledger in group.values() for key in ledger.get("settings") or {}):
+        values = {arm: (ledger.get("settings") or {}).get(key) for arm, ledger in group.items()}
+        if not _equal(values):
+            each.append(f"{key.replace('_', ' ')} ({_each(values)})")
+    return f"Settings differ: {words.listed(each)}." if each else ""
+
+
+def _kept(group: Group) -> str:
+    """Where the weights are not the last ones."""
+    best = {arm: ledger.get("best") for arm, ledger in group.items() if (ledger.get("settings") or {}).get("keep") == "best"}
+    steps = {arm: of[0] for arm, of in best.items() if isinstance(of, list) and of}
+    return f"The weights are those with the lowest held-out loss: {_each(steps, lambda step: f'from step {step}')}." if steps else ""

@@ -29,6 +29,7 @@ CURVES = {
     "logps/rejected": ("Log-probability", "of rejected responses", None, None),
 }
 HELD_OUT = "held out"
+HELD = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin"}
 COSTS = {"image_tokens": "image tokens", "text_tokens": "text tokens"}
 
 
@@ -69,6 +70,9 @@ def view(found: Mapping[str, Any]) -> Facts:
         "compared": [_compared(found, one) for one in found["matching"]],
         "curve_figures": [one for run in found["runs"] for one in _curves(run["name"], found["curves"], tones)],
         "ledger": [_ledger(ledger) for ledger in found["ledgers"]],
+        "alarms": [(_where(ledger), str(alarm)) for ledger in found["ledgers"] for alarm in ledger.get("alarms") or []],
+        "heldout": [_heldout(one) for one in found["curves"] if any(line.get("kind") == "eval" for line in one["lines"])],
+        "held": list(HELD.values()),
         "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
         "encoders": [_encoder(one) for one in found["encoders"]],
         "stale": _stale([_encoder(one) for one in found["encoders"]]),
@@ -89,7 +93,7 @@ def _tones(arms: Mapping[str, Facts]) -> dict[str, int]:
 
 def _arm(name: str, arm: Facts) -> Facts:
     ledger = arm["ledgers"][0] if arm["ledgers"] else {}
-    seeds = words.listed([str(seed) for seed in arm["seeds"]])
+    seeds = f"{len(arm['seeds'])} ({words.listed([str(seed) for seed in arm['seeds']])})"
     if not arm["trained"]:
         return {"name": name, "what": "as it enters stage post: not trained further", "rates": words.NONE, "seeds": words.NONE}
     return {"name": name, "what": _objective(ledger.get("objective")), "rates": words.rates(ledger.get("rates")), "seeds": seeds}
@@ -136,11 +140,14 @@ def _lines(table: Mapping[str, Sequence[str]]) -> list[Facts]:
     return [{"label": label, "cells": cells, "equal": len(set(cells)) == 1} for label, cells in table.items()]
 
 
+def _where(ledger: Facts) -> str:
+    return ledger["stage"] if ledger["stage"] != "post" else f"{ledger['arm']}, seed {ledger['seed']}"
+
+
 def _ledger(ledger: Facts) -> Facts:
-    where = ledger["stage"] if ledger["stage"] != "post" else f"{ledger['arm']}, seed {ledger['seed']}"
     numbers = [words.count(ledger.get(key)) for key in ("examples", "steps", *COSTS)]
     costs = [words.plain(ledger.get("flops")), words.duration(ledger.get("seconds"))]
-    return {"run": ledger["run"], "where": where, "cells": [*numbers, *costs], "on": _joined(ledger, "device", "precision")}
+    return {"run": ledger["run"], "where": _where(ledger), "cells": [*numbers, *costs], "on": _joined(ledger, "device", "precision")}
 
 
 def _joined(facts: Facts, *keys: str) -> str:
@@ -149,7 +156,7 @@ def _joined(facts: Facts, *keys: str) -> str:
 
 def _parts(ledger: Facts) -> Facts:
     """The proof that what should train did train, and that the rest stood still."""
-    return {"where": _ledger(ledger)["where"], "cells": [_part(ledger["parts"].get(part)) for part in ("tower", "projector", "llm")]}
+    return {"where": _where(ledger), "cells": [_part(ledger["parts"].get(part)) for part in ("tower", "projector", "llm")]}
 
 
 def _part(of: Any) -> str:
@@ -209,6 +216,16 @@ def _curves(run: str, curves: Sequence[Facts], tones: Mapping[str, int]) -> Iter
         if series:
             svg = figures.curves(_ended_once(series), f"{caption}, {means}, over steps", low=low, high=high)
             yield {"run": run, "caption": caption, "means": means, "svg": svg}
+
+
+def _heldout(one: Facts) -> Facts:
+    """Held-out metrics before the first step and after the last: an arm at which they stand still has not learned."""
+    lines = [line for line in one["lines"] if line.get("kind") == "eval"]
+    cells = [
+        f"{words.plain(lines[0].get(key))} \N{RIGHTWARDS ARROW} {words.plain(lines[-1].get(key))}" if key in lines[0] else words.NONE
+        for key in HELD
+    ]
+    return {"where": f"{one['arm']}, seed {one['seed']}", "cells": cells}
 
 
 def _series(one: Facts, metric: str, tone: int, seeds: bool) -> Iterator[Series]:

@@ -87,11 +87,6 @@ def rates(given: Any) -> str:
     return ", ".join(f"{rate} ({listed(of)})" for rate, of in parts.items())
 
 
-def sides(number: int) -> str:
-    """How many responses of an example an objective reads."""
-    return {1: "the chosen response alone", 2: "the chosen and the rejected response"}.get(number, f"{number} responses")
-
-
 def metric(name: str) -> str:
     """The last part of a metric's name, as text."""
     return name.rpartition("/")[2].replace("_", " ")

@@ -4,6 +4,7 @@ The items of a measurement are taken as a sample of those that could have been a
 of twins is one item already), or a picture with all of its objects where `unit` says that items are objects. Metrics that share units
 are drawn together, others apart (a task is a stratum), and one draw serves both arms of a difference. From a stratum of n units n - 1
 are drawn, which makes the variance of a stratum's mean unbiased (Rao and Wu, 1988): tasks are small, and drawing n is too narrow there.
+For the same reason two ghosts are drawn with them where items are right or wrong: see `_ghosts`.
 
 What another seed would give is not among the items. With several seeds their spread is added as Student's t: with two or three
 seeds, resampling them would never leave their own range. With one seed an interval speaks of the items alone, and there is no verdict.
@@ -57,17 +58,6 @@ def wilson(right: float, n: int, level: float = LEVEL) -> tuple[float, float]:
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)
 
 
-def matched(gained: int, lost: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Bonett and Price's interval of the difference of two proportions on the same items (2012), from how many went each way.
-
-    It stays open where no item went any way; resampled, such items would be sure of a difference of 0.
-    """
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    up, down = (gained + 1) / (n + 2), (lost + 1) / (n + 2)
-    half = z * math.sqrt((up + down - (up - down) ** 2) / (n + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
-
-
 def estimates(seeds: Sequence[Measurement], level: float = LEVEL, resamples: int = RESAMPLES) -> dict[str, Estimate]:
     """Every metric of one arm, from one measurement a seed: the mean over seeds."""
     return _estimates(seeds, np.eye(len(seeds)), level, resamples)
@@ -84,7 +74,7 @@ def differences(
 
 
 def _estimates(columns: Sequence[Measurement], contrast: np.ndarray, level: float, resamples: int) -> dict[str, Estimate]:
-    """Each metric of the combination `contrast` (C, S) of measurements, averaged over S."""
+    """Each metric of the combination `contrast` (C, S) of measurements, averaged over S: one arm's, or one arm's less another's."""
     sheet = Sheet(columns)
     seeds = contrast.shape[1]
     found = {}
@@ -97,20 +87,33 @@ def _estimates(columns: Sequence[Measurement], contrast: np.ndarray, level: floa
     dice = np.random.default_rng(0)
     values = sheet.values(contrast)  # (M, S)
     drawn = sheet.resampled(contrast, resamples, dice)  # (R, M)
+    counts = np.array([sheet.count(metric) for metric in sheet.metrics])
+    alone = len(columns) == seeds
+    copies = not alone and all(_same(a, b) for a, b in zip(columns[:seeds], columns[seeds:], strict=True))
+    if sheet.shares_only and not copies:
+        drawn = drawn + _ghosts(values.mean(axis=1), alone, resamples, dice) / counts
     if seeds > 1:
         error = values.std(axis=1, ddof=1) / math.sqrt(seeds)
         drawn = drawn + dice.standard_t(seeds - 1, (resamples, 1)) * error
+    if sheet.shares_only:
+        drawn = np.clip(drawn, 0 if alone else -1, 1)
     bounds = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
     for number, metric in enumerate(sheet.metrics):
-        value = float(values[number].mean())
-        formula = sheet.closed(metric, level) if seeds == 1 else None
-        low, high = formula or bounds[:, number].tolist()
-        if low == high and seeds == 1:
-            low, high = sheet.combined(metric, value, level) or (low, high)
+        low, high = sheet.proportion(metric, level) or bounds[:, number].tolist()
         if low == high and sheet.fewest(metric) < 2:  # one item says nothing about spread
             low = high = None
-        found[metric] = Estimate(value, low, high, sheet.count(metric), seeds)
+        found[metric] = Estimate(float(values[number].mean()), low, high, int(counts[number]), seeds)
     return found
+
+
+def _ghosts(values: np.ndarray, alone: bool, resamples: int, dice: np.random.Generator) -> np.ndarray:
+    """(R, M) what two items that were not seen would add, in items: one that is right and one that is wrong, drawn like any other.
+
+    Without them a task in which nothing changed would surely be unchanged, resampled from no change. With them n quiet items leave room
+    for 3 / n either way, the rule of three; where much changed they add next to nothing. Of a difference, they are one won and one lost.
+    """
+    right, wrong = dice.poisson(1.0, (2, resamples, 1))
+    return right * (1 - values) - wrong * values if alone else right - wrong
 
 
 @dataclass(frozen=True)
@@ -165,39 +168,17 @@ class Sheet:
         leaves = zip(self.leaves.values(), self.shares[metric], strict=True)
         return min(len({self.unit(item) for item in items}) for items, share in leaves if share > 0)
 
-    def closed(self, metric: str, level: float) -> tuple[float, float] | None:
-        """The interval that a formula gives: of right or wrong items of one measurement, or of two that are no copies of each other.
-
-        Formulas take units for single items. Objects of one picture are not that, unless there is nothing to resample as all are alike:
-        then each picture counts once.
-        """
-        if metric not in self.leaves or self.copies:
+    def proportion(self, metric: str, level: float) -> tuple[float, float] | None:
+        """The interval by formula of a share of items that are right or wrong and apart from each other, in one measurement."""
+        values = list(self.columns[0].items[metric].values()) if len(self.columns) == 1 and metric in self.leaves else []
+        if not values or not set(values) <= {0, 1} or len({self.unit(item) for item in self.leaves[metric]}) < len(values):
             return None
-        items = self.leaves[metric]
-        values = np.array([[column.items[metric][item] for item in items] for column in self.columns])
-        moved = values[0] - values[-1]
-        told = values[0] if len(values) == 1 else moved
-        n = len({self.unit(item) for item in items})
-        if len(values) > 2 or not np.isin(values, (0, 1)).all() or (n < len(items) and told.min() < told.max()):
-            return None
-        if len(values) == 1:
-            return wilson(told.mean() * n, n, level)
-        return matched(round((moved > 0).mean() * n), round((moved < 0).mean() * n), n, level)
-
-    def combined(self, metric: str, value: float, level: float) -> tuple[float, float] | None:
-        """The interval of a mean whose leaves leave nothing to resample, from the leaves' own: distances add up in squares."""
-        used = {leaf: share for leaf, share in zip(self.leaves, self.shares[metric], strict=True) if share > 0}
-        bounds = {leaf: self.closed(leaf, level) for leaf in used}
-        means = dict(zip(self.metrics, self.values(np.array([[1.0], [-1.0]])[: len(self.columns)])[:, 0], strict=True))
-        if None in bounds.values():
-            return None
-        down, up = (math.hypot(*(share * (means[leaf] - bounds[leaf][side]) for leaf, share in used.items())) for side in (0, 1))  # type: ignore[index]
-        return value - down, value + up
+        return wilson(sum(values), len(values), level)
 
     @cached_property
-    def copies(self) -> bool:
-        """Whether several measurements say the same of every item."""
-        return len(self.columns) > 1 and all(column.items == self.columns[0].items for column in self.columns)
+    def shares_only(self) -> bool:
+        """Whether all values lie between 0 (wrong) and 1 (right)."""
+        return all(0 <= value <= 1 for column in self.columns for leaf in self.leaves for value in column.items[leaf].values())
 
     def values(self, contrast: np.ndarray) -> np.ndarray:
         """(M, S) each metric as measured."""
@@ -253,6 +234,11 @@ class Stratum:
             # A leaf may be in few of the units; a draw with none of them says nothing about it.
             means.append(np.where(times > 0, drawn @ totals / np.maximum(times, 1), whole))
         return np.concatenate(means)
+
+
+def _same(a: Measurement, b: Measurement) -> bool:
+    """Whether two measurements are of one thing, and not of two that happen to be right on the same items."""
+    return (a.fingerprint, a.items) == (b.fingerprint, b.items)
 
 
 def _is_mean(column: Measurement, leaf: str) -> bool:

@@ -59,10 +59,14 @@ class Checkpoints:
                 torch.save(state, unfinished / STATE)
                 write_jsonl(unfinished / METRICS, read_jsonl(self.folder / METRICS))
                 write_json(unfinished / MARK, {path.name: hash_file(path) for path in sorted(unfinished.iterdir())})
-        if main:
-            for other in set(self.steps()) - keep - {step}:
+        self.prune({step, *keep})
+
+    def prune(self, keep: set[int]) -> None:
+        """Remove all checkpoints but those of some steps."""
+        if self.accelerator.is_main_process:
+            for other in set(self.steps()) - keep:
                 _remove(self._path(other))
-        crew.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
     def intact(self, step: int) -> bool:
         """Whether a checkpoint is all there, by its hashes."""

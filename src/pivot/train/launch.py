@@ -39,7 +39,9 @@ def accelerator(settings: Settings, folder: Path) -> Accelerator:
         raise BadInput("FSDP version 1 is not supported by this training loop; launch with --fsdp_version 2")
     lacking = sorted(set(settings.report_to) - {str(tracker.value) for tracker in get_available_trackers()})
     if lacking:
-        raise BadInput(f"report_to: {', '.join(lacking)} is not among accelerate's trackers that are installed here; install it or leave it out")
+        raise BadInput(
+            f"report_to: {', '.join(lacking)} is not among accelerate's trackers that are installed here; install it or leave it out"
+        )
     AcceleratorState._reset_state()
     if sharded and not on_cpu:  # a stage before left its mark in the state that the reset does not touch
         _become(DistributedType(f"MULTI_{'GPU' if state.device.type == 'cuda' else state.device.type.upper()}"))

@@ -70,7 +70,7 @@ def entries(setup: Setup, state: State, stage: str, arm: str, reference: Mapping
         "settings": settings.model_dump(mode="json"),
         "rates": asdict(setup.rates),
         "parts": setup.proof.facts(),
-        "reference": reference,
+        "reference": None if reference is None else {key: value for key, value in reference.items() if key != "of"},
         "best": state.best,
         "alarms": state.alarms,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -23,7 +23,7 @@ from torch import Tensor
 from pivot.model import MLLM
 from pivot.objective._contract import Counts, Objective
 from pivot.records import BadInput, Example
-from pivot.runfolder import append_jsonl, read_json, write_json
+from pivot.runfolder import append_jsonl, hash_json, read_json, write_json
 from pivot.train import order
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Data, Micro, Portion, count
@@ -36,7 +36,8 @@ from pivot.train.setup import Setup, State, build, resume, save, save_model, sum
 REFERENCE, LEDGER = "reference.json", "ledger.json"
 Event = dict[str, Any]
 Metrics = dict[str, float]
-Scored = tuple[Mapping[str, Any], list[list[Tensor]]]  # a micro-batch and its log-probabilities, for a closer look
+# names of rows, their reference if there is one, and their log-probabilities: for a closer look
+Scored = tuple[list[str], list[list[Tensor]] | None, list[list[Tensor]]]
 
 
 def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts) -> Metrics:
@@ -52,7 +53,7 @@ def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts)
                 loss, parts, state.objective = objective.loss(logps, batch, state.objective)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     shares[name] = shares.get(name, 0) + value
-                seen.append((batch, [[response.detach() for response in row] for row in logps]))
+                seen.append((batch["id"], batch.get("reference"), [[response.detach() for response in row] for row in logps]))
                 if state.step == 0 and objective.needs_reference:
                     check_start(objective.margins(logps, batch), batch["id"], setup.settings.precision)
             crew.backward(loss * crew.num_processes)  # wrappers take the mean over processes, shares want the sum
@@ -77,11 +78,11 @@ def _number(value: Tensor) -> float:
 def _own_losses(setup: Setup, state: State, seen: Sequence[Scored]) -> list[tuple[str, float]]:
     """Each row of an update, with its loss as if it were alone: which row is to blame."""
     found = []
-    for batch, logps in seen:
-        for n, (name, row) in enumerate(zip(batch["id"], logps, strict=True)):
+    for names, reference, logps in seen:
+        for n, (name, row) in enumerate(zip(names, logps, strict=True)):
             alone: dict[str, Any] = {"counts": Counts(1, tuple(len(response) for response in row))}
-            if "reference" in batch:
-                alone["reference"] = [batch["reference"][n]]
+            if reference is not None:
+                alone["reference"] = [reference[n]]
             found.append((name, float(setup.objective.loss([row], alone, state.objective)[0])))
     return gather_object(found)
 
@@ -139,6 +140,7 @@ def train(
         if setup.heldout and not state.step:
             yield _tell(setup, state, folder, "eval", time.perf_counter(), _validate(setup, state, setup.heldout))
         yield from _updates(setup, state, folder)
+        mllm.model.eval()  # layers that were awake for checkpointing would ignore a cache
         if settings.keep == "best" and state.best and state.best[0] != state.step:
             setup.checkpoints.restore(state.best[0])
         setup.proof.check_frozen()
@@ -158,11 +160,17 @@ def _references(setup: Setup, told: Mapping[str, Any], folder: Path) -> Iterator
         for found in compute(setup, data.examples, told):
             if isinstance(found, Reference):
                 data.reference = found.row
-                if data is setup.data and setup.accelerator.is_main_process and not (folder / REFERENCE).exists():
-                    write_json(folder / REFERENCE, found.facts())
+                if data is setup.data and setup.accelerator.is_main_process:
+                    _keep_facts(folder / REFERENCE, {"of": hash_json(told), **found.facts()})
             else:
                 yield {"kind": "reference", "done": found, "total": len(data.examples)}
     setup.accelerator.wait_for_everyone()
+
+
+def _keep_facts(file: Path, facts: Mapping[str, Any]) -> None:
+    """Note what a reference cost, unless it was this very one that was noted."""
+    if not file.exists() or read_json(file).get("of") != facts["of"]:
+        write_json(file, facts)
 
 
 def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
@@ -176,6 +184,7 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
         if state.step == min(WITNESSED, setup.steps):
             setup.proof.check()
         metrics["epoch"] = state.step * settings.epochs / setup.steps
+        metrics["num_tokens"] = state.spent.image_tokens + state.spent.text_tokens
         event = _tell(setup, state, folder, "train", began, metrics)
         alarms = setup.watch.see(event)
         state.alarms += alarms

@@ -109,7 +109,8 @@ def build(
         checkpoints=Checkpoints(folder, crew),
         ahead=Ahead(),
         begun={
-            "model": hash_json(told),
+            "model": {key: hash_json(value) for key, value in told.items() if key not in ("device", "versions")},
+            "launch": "sharded" if crew.distributed_type == DistributedType.FSDP else "whole",
             "objective": objective_facts(objective),
             "rates": asdict(rates),
             "examples": len(examples),
@@ -126,8 +127,8 @@ def _wake(mllm: MLLM, checkpointing: bool) -> None:
     """
     mllm.model.eval()
     if checkpointing:
-        # named activation_checkpointing_enable in later 5.x, where the old name warns
-        getattr(mllm.model, "activation_checkpointing_enable", mllm.model.gradient_checkpointing_enable)()
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # transformers changes it from the second to the first
+        next(getattr(mllm.model, name) for name in names if hasattr(mllm.model, name))()
         for module in mllm.model.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True
@@ -149,12 +150,13 @@ def resume(setup: Setup) -> State:
         raise BadInput(
             f"{checkpoints.folder} holds checkpoints of another training (changed: {', '.join(changed)}); give this one another folder"
         )
+    best = tuple(stored["best"]) if stored["best"] else None
     checkpoints.restore(found)
+    checkpoints.prune({found, best[0]} if best else {found})
     for line in checkpoints.restore_metrics(found):
         if line["kind"] == "train":
             setup.watch.see(line)
     setup.proof.squares = stored["proof"].to(setup.accelerator.device)
-    best = tuple(stored["best"]) if stored["best"] else None
     return State(found, stored["objective"], Spent(**stored["spent"]), best, stored["alarms"])
 
 

@@ -2,8 +2,8 @@
 
 A loss stops the run if it, or the gradient norm, is not finite, or if it spikes: if it lies more than `spike` robust
 deviations above the median of the last updates. A robust deviation is 1.4826 times the median distance from that median
-(what a standard deviation would be, for a bell curve), and at least a twentieth of the median, so that a loss which hardly
-moves is not stopped for nothing.
+(what a standard deviation would be, for a bell curve), and at least 0.05, or a twentieth of a median above 1, so that a loss
+near its floor is not stopped by one hard row.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pivot.records import CheckFailed
 
 WINDOW = 32  # updates that a spike is measured against
 ENOUGH = 16  # of them, before anything can be called a spike
-FLOOR = 0.05  # least deviation, as a share of the median
+FLOOR = 0.05  # least deviation; of the median, where that is above 1
 TREND = 20  # updates on either end of a drift
 COLLAPSE = 0.5  # by which share of its first value the log-probability of chosen responses may fall
 DRIFT = 1.5  # by which factor lengths may change
@@ -60,7 +60,7 @@ class Watch:
             return 0.0
         middle = median(self.losses)
         spread = 1.4826 * median(abs(one - middle) for one in self.losses)
-        return (loss - middle) / max(spread, FLOOR * abs(middle), 1e-12)
+        return (loss - middle) / max(spread, FLOOR * max(1.0, abs(middle)))
 
     def see(self, metrics: Mapping[str, float]) -> list[str]:
         """Take in the metrics of an update that went through; returns alarms, each said once."""

@@ -47,6 +47,8 @@ SPLITS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
 CUES = {"short": "be brief.", "explained": "explain."}
 TURNS = 4
+DESCRIBE = "describe the picture."
+CAPTION_EVERY = 4  # conversations that end with a caption; without any the tiny base forgets to look
 
 
 def draft(split: str, seed: int, index: int, tasks: tuple[str, ...] = TASKS) -> tuple[str, Draft]:
@@ -102,7 +104,7 @@ def item(split: str, seed: int, index: int, *, pixels: int = 48, tasks: tuple[st
     if form == "pair":
         return example
     if form == "caption":
-        return replace(example, prompt="describe the picture.", responses=(Response(words),), answer=None, answer_kind=None)
+        return replace(example, prompt=DESCRIBE, responses=(Response(words),), answer=None, answer_kind=None)
     return replace(example, **_conversation(made, dice, style))
 
 
@@ -123,4 +125,6 @@ def _conversation(made: Draft, dice: Dice, style: str) -> dict[str, Any]:
         style = dice.pick(tuple(CUES))
         turns.append({"role": "user", "content": ask(question, style)})
         turns.append({"role": "assistant", "content": short if style == "short" else explained})
+    if dice.below(CAPTION_EVERY) == 0:  # last, or the questions could be answered from it
+        turns += [{"role": "user", "content": DESCRIBE}, {"role": "assistant", "content": caption(made.scene)}]
     return {"prompt": turns[0]["content"], "responses": (Response(tuple(turns[1:])),)}
