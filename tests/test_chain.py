@@ -187,6 +187,18 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_runs(stand: Stand
     assert stand.ran == []
 
 
+def test_other_weights_than_the_folder_began_with_are_refused(stand: Stand, folder: RunFolder, tmp_path: Path) -> None:
+    """Else finished stages would be skipped that belong to another model."""
+    weights = tmp_path / "mllm" / "model.safetensors"
+    write_text(weights, "one")
+    init = str(weights.parent)
+    assert stand.run(folder, init=init) and not stand.run(folder, init=init)
+    write_text(weights, "two")
+    with pytest.raises(BadInput, match=f"the weights of init '{init}' no longer match"):
+        stand.run(folder, init=init)
+    assert stand.ran == []
+
+
 def test_other_processes_of_a_launch_only_train(stand: Stand, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """They leave files and measuring to the main one, whose word on what is finished they take."""
     monkeypatch.setenv("WORLD_SIZE", "2")

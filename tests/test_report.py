@@ -194,6 +194,7 @@ def test_broken_files_are_named_and_left_out_and_the_rest_is_reported(run: RunFo
     assert {fault["file"] for fault in found["left_out"]} == spoiled.keys()
     assert str(run.path) not in json.dumps(found["left_out"])
     assert only(found["rows"], arm="dpo", kind="bench", metric="mean") and only(found["rows"], arm="sft", kind="probe", metric="mean")
+    assert found["arms"]["sft"]["trained"] and found["matching"][0]["matched"] is None
     text = page.render(found)
     assert all(f"<code>{name}</code>" in text for name in spoiled)
 
@@ -202,6 +203,12 @@ def test_a_torn_last_line_is_no_broken_file(run: RunFolder) -> None:
     with (run.post("dpo", 0) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "ki')
     assert collect.collect(run)["left_out"] == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("versions", "2.13"), ("alarms", "many"), ("settings", [1]), ("rates", 1e-5)])
+def test_a_ledger_of_another_kind_is_left_out(run: RunFolder, key: str, value: Any) -> None:
+    edit(run.post("sft", 0) / "ledger.json", lambda ledger: ledger.update({key: value}))
+    assert [fault["why"].split(";")[0] for fault in collect.collect(run)["left_out"]] == [f"is no ledger, its '{key}' is of another kind"]
 
 
 @pytest.mark.parametrize("gone", [["post-*"], ["measurements"], ["answers", "encoder-*", "recipe.yaml"], ["measurements/dpo*", "post-dpo"]])

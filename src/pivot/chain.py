@@ -20,7 +20,7 @@ from pivot import recipe as recipes
 from pivot.knobs import nearest
 from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
-from pivot.runfolder import ORIGINAL, RunFolder, discard, hash_json, read_json
+from pivot.runfolder import ORIGINAL, RunFolder, discard, hash_file, hash_json, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pivot.model import MLLM
 
 TRAINING = ("pretrain", "align", "instruct", "post")
+BASE = Path(__file__).parent / "base"  # the shipped MLLM
 FRESH = ("tiny", "blank")  # words for `init` that name a way to make an MLLM, not a place to load one from
 SMALL = 20_000_000  # parameters
 Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
@@ -147,10 +148,16 @@ def initial(recipe: Recipe) -> MLLM:
 
 
 def _begin(recipe: Recipe, folder: RunFolder) -> None:
-    """Say in the manifest what made this folder; reproducing it needs the versions."""
+    """Say in the manifest what made this folder, and refuse to go on from other weights than it began with."""
     packages = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
     if not folder.manifest():
         folder.note(name=recipe.name, versions={name: version(name) for name in packages}, stages={})
+    for key in ("init", "encoder", "llm"):
+        source = getattr(recipe, key)
+        place = BASE if source == "base" else Path(source or "")
+        if source and place.is_dir():
+            notes = [place / name for name in ("pivot.json", "tap.json") if (place / name).is_file()]  # these hold hashes of the weights
+            folder.pin(key, hash_file(notes[0] if notes else place), f"the weights of {key} '{source}'")
 
 
 class Crew:
@@ -173,6 +180,13 @@ class Crew:
         processes()
         return bool(broadcast_object_list([folder.done(stage) if self.main else None])[0])
 
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if not self.alone:
+            from pivot.train.launch import processes
+
+            processes().wait_for_everyone()
+
 
 @dataclass(frozen=True)
 class Work:
@@ -191,6 +205,8 @@ class Work:
             raise BadInput(f"stage {stage.name} needs {missing}, which is not finished in {self.folder.path}; run that first")
         if afresh and stage.kind in TRAINING and self.crew.main:
             discard(self.folder.path / stage.name)
+        if afresh and stage.kind in TRAINING:
+            self.crew.wait()  # the others must not find a checkpoint that is about to go
         self.tell(Event("begin", stage.name))
         made = getattr(self, f"_{stage.kind}")(stage)
         if self.crew.main:

@@ -6,8 +6,10 @@ Nothing is computed that needs a model; any of it can be done again on a machine
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -58,37 +60,31 @@ def write(found: Mapping[str, Any], file: Path) -> None:
 
 def _tell_apart(runs: Sequence[Run]) -> None:
     """Runs of one name get numbers."""
-    names = [run.name for run in runs]
-    for place, run in enumerate(runs):
-        if names.count(run.name) > 1:
-            run.name = f"{run.name} {names[: place + 1].count(run.name)}"
+    taken = Counter(run.name for run in runs)
+    for run in runs:
+        if taken[run.name] > 1:
+            run.name = next(name for n in count(1) if not taken[name := f"{run.name} {n}"])
+            taken[run.name] += 1
 
 
 def _of_run(run: Run, prefix: str) -> Facts:
     """One run's share of the whole; `prefix` goes before the names of its arms."""
-    trained = [arm for arm in run.arms if any(ledger.get("arm") == arm for ledger in run.ledgers)]
     groups = _groups(run)
     pairs, moved = [], []
     for b_place, b in enumerate(run.arms):
         for a in run.arms[b_place + 1 :]:
             for kind, name in groups:
                 of_a, of_b = (_seeds(run, arm, kind, name) for arm in (a, b))
-                pairs += _pairs(of_a, _as_often(of_b, of_a, b in trained), prefix + a, prefix + b)
+                pairs += _pairs(of_a, _as_often(of_b, of_a, b in run.trained), prefix + a, prefix + b)
                 if kind == "bench" and (changed := items.changes(run, name, a, b)):
                     moved.append({**changed, "a": prefix + a, "b": prefix + b})
-    gallery = []
-    for kind, name in groups:
-        asked = [arm for arm in run.arms if any((of, bench) == (arm, name) for of, _, bench in run.answers)]
-        gallery += items.gallery(run, name, asked) if kind == "bench" else []
-    for item in gallery:
-        item["replies"] = [{**reply, "arm": prefix + reply["arm"]} for reply in item["replies"]]
     place = {arm: number for number, arm in enumerate(run.arms)}
     ledgers = sorted(run.ledgers, key=lambda one: (place[one["arm"]], one["seed"]) if one["stage"] == "post" else (-1, 0))
     curves = sorted((one for one in run.metrics if "arm" in one[0]), key=lambda one: (place[one[0]["arm"]], one[0]["seed"]))
     posts = [one for one in ledgers if one["stage"] == "post"]
     return {
         "run": {"name": run.name, "recipe": run.recipe, "versions": _versions(run)},
-        "arms": {prefix + arm: _arm(run, arm, arm in trained) for arm in run.arms},
+        "arms": {prefix + arm: _arm(run, arm) for arm in run.arms},
         "rows": [row for arm in run.arms for kind, name in groups for row in _rows(_seeds(run, arm, kind, name), prefix + arm)],
         "pairs": pairs,
         "matching": [{"run": run.name, **matching(posts)}] if posts else [],
@@ -96,10 +92,17 @@ def _of_run(run: Run, prefix: str) -> Facts:
         "ledgers": [{**ledger, "run": run.name} for ledger in ledgers],
         "curves": [{**what, "run": run.name, "arm": prefix + what["arm"], "lines": lines} for what, lines in curves],
         "encoders": [{**one, "arm": prefix + one["arm"]} for one in run.encoders],
-        "items": gallery,
+        "items": [item for kind, name in groups if kind == "bench" for item in _gallery(run, name, prefix)],
         "changes": moved,
         "left_out": [{**fault, "file": f"{prefix}{fault['file']}"} for fault in run.left_out],
     }
+
+
+def _gallery(run: Run, bench: str, prefix: str) -> list[Facts]:
+    """Example items of a bench, with the replies of the arms that were asked."""
+    asked = [arm for arm in run.arms if any((of, name) == (arm, bench) for of, _, name in run.answers)]
+    shown = items.gallery(run, bench, asked)
+    return [{**item, "replies": [{**reply, "arm": prefix + reply["arm"]} for reply in item["replies"]]} for item in shown]
 
 
 def _groups(run: Run) -> list[tuple[str, str]]:
@@ -168,7 +171,7 @@ def _between(runs: Sequence[Run]) -> list[Facts]:
     return found
 
 
-def _arm(run: Run, arm: str, trained: bool) -> Facts:
+def _arm(run: Run, arm: str) -> Facts:
     """What is known of an arm. One that was never trained has no seeds: its measurements hold for all."""
     ledgers = sorted((ledger for ledger in run.ledgers if ledger.get("arm") == arm), key=lambda ledger: ledger["seed"])
     measured = {one.seed for one in run.measurements if one.arm == arm}
@@ -177,8 +180,8 @@ def _arm(run: Run, arm: str, trained: bool) -> Facts:
         "run": run.name,
         "arm": arm,
         "original": arm == ORIGINAL,
-        "trained": trained,
-        "seeds": seeds if trained else [],
+        "trained": arm in run.trained,
+        "seeds": seeds if arm in run.trained else [],
         "ledgers": ledgers,
     }
 

@@ -90,5 +90,6 @@ def _notes(seeds: int, measured: Sequence[Scores]) -> list[str]:
         notes = ["The intervals (95 %) hold what other items of the same kind and other seeds would change."]
     many = sum(pair["low"] is not None for scores in measured for pair in scores.pairs)
     if many >= 20:
-        notes.append(f"This page shows {words.count(many)} differences; about {many // 20} of such intervals would miss 0 by chance alone.")
+        chance = f"if nothing differed, about {many // 20} of their intervals would leave out 0 all the same"
+        notes.append(f"This page shows {words.count(many)} differences; {chance}.")
     return notes

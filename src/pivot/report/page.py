@@ -61,6 +61,7 @@ def view(found: Mapping[str, Any]) -> Facts:
     """What the template shows."""
     tones = _tones(found["arms"])
     measured = [Scores.of(dict(found), shape, tones) for shape in found["measured"]]
+    encoders = [_encoder(one) for one in found["encoders"]]
     return {
         **found,
         "tones": tones,
@@ -74,8 +75,8 @@ def view(found: Mapping[str, Any]) -> Facts:
         "heldout": [_heldout(one) for one in found["curves"] if any(line.get("kind") == "eval" for line in one["lines"])],
         "held": list(HELD.values()),
         "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
-        "encoders": [_encoder(one) for one in found["encoders"]],
-        "stale": _stale([_encoder(one) for one in found["encoders"]]),
+        "encoders": encoders,
+        "stale": _stale(encoders),
         "arm_lines": [_arm(name, arm) for name, arm in found["arms"].items()],
     }
 
@@ -96,7 +97,8 @@ def _arm(name: str, arm: Facts) -> Facts:
     seeds = f"{len(arm['seeds'])} ({words.listed([str(seed) for seed in arm['seeds']])})"
     if not arm["trained"]:
         return {"name": name, "what": "as it enters stage post: not trained further", "rates": words.NONE, "seeds": words.NONE}
-    return {"name": name, "what": _objective(ledger.get("objective")), "rates": words.rates(ledger.get("rates")), "seeds": seeds}
+    what = _objective(ledger.get("objective")) if ledger else "trained; no ledger can be read"
+    return {"name": name, "what": what, "rates": words.rates(ledger.get("rates")), "seeds": seeds}
 
 
 def _objective(given: Any) -> str:
@@ -137,7 +139,10 @@ def _compared(found: Mapping[str, Any], judged: Facts) -> Facts:
 
 
 def _lines(table: Mapping[str, Sequence[str]]) -> list[Facts]:
-    return [{"label": label, "cells": cells, "equal": len(set(cells)) == 1} for label, cells in table.items()]
+    """Rows of a table; `equal` is None where a ledger does not say."""
+    return [
+        {"label": label, "cells": cells, "equal": None if words.NONE in cells else len(set(cells)) == 1} for label, cells in table.items()
+    ]
 
 
 def _where(ledger: Facts) -> str:
@@ -169,12 +174,12 @@ def _part(of: Any) -> str:
 
 
 def _encoder(one: Facts) -> Facts:
-    parity, tap = one.get("parity") or {}, (one.get("tap") or {}).get("tap") or {}
+    parity, tap = one.get("parity") or {}, (one.get("tap") or {}).get("tap")
     stale = parity.get("stale")
     return {
         "folder": one["folder"],
         "arm": one["arm"],
-        "read": parity.get("read") or (f"hidden_states[{tap['layer']}]" if "layer" in tap else words.NONE),
+        "read": parity.get("read") or (f"hidden_states[{tap.get('layer')}]" if isinstance(tap, Mapping) else words.NONE),
         "difference": words.plain(parity.get("difference")),
         "projector": words.plain(parity.get("projector_difference")),
         "exact": parity.get("exact"),

@@ -13,6 +13,7 @@ from pivot.records import BadInput, Measurement
 from pivot.runfolder import ORIGINAL, RunFolder, read_json, read_jsonl
 
 Facts = dict[str, Any]
+LEDGER = {**dict.fromkeys(("objective", "rates", "parts", "settings", "versions", "reference"), dict), "alarms": list, "best": list}
 Found = TypeVar("Found")
 TEXTS, WHOLES, TABLES = ("arm", "kind", "name", "unit"), ("seed", "n"), ("metrics", "items", "parts")  # fields of a measurement
 TRAINING = ("pretrain", "align", "instruct")  # stages of the whole run; stage post has a folder per arm and seed
@@ -27,6 +28,7 @@ class Run:
     versions: Facts = field(default_factory=dict)
     recipe: str = ""
     arms: list[str] = field(default_factory=list)  # original first, then as in the recipe
+    trained: set[str] = field(default_factory=set)  # those with a stage post, finished or not
     measurements: list[Measurement] = field(default_factory=list)
     ledgers: list[Facts] = field(default_factory=list)
     metrics: list[tuple[Facts, list[Facts]]] = field(default_factory=list)  # (arm and seed, lines of metrics.jsonl)
@@ -60,6 +62,7 @@ def read(folder: RunFolder) -> Run:
             _add_measurement(run, file, found)
     seen = [*named, *(one.arm for one in run.measurements)]
     for arm, seed, at in _posts(folder):
+        run.trained.add(arm)
         _training(run, at, {"stage": "post", "arm": arm, "seed": seed})
         seen.append(arm)
     for stage in TRAINING:
@@ -81,7 +84,10 @@ def _recipe(run: Run) -> list[str]:
     plain = run.take(file, lambda path: recipes.parse(text or "", path.name)) if text else None
     run.recipe = text or ""
     arms = plain.get("arms") if isinstance(plain, Mapping) else None
-    return [str(arm) for arm in arms] if isinstance(arms, Mapping) else []
+    if not isinstance(arms, Mapping):
+        return []
+    run.trained |= {str(arm) for arm, choice in arms.items() if isinstance(choice, Mapping) and choice.get("objective")}
+    return [str(arm) for arm in arms]
 
 
 def _add_measurement(run: Run, file: Path, found: Measurement) -> None:
@@ -102,7 +108,7 @@ def _posts(folder: RunFolder) -> Iterator[tuple[str, int, Path]]:
 
 def _training(run: Run, at: Path, what: Facts) -> None:
     """Ledger and metrics of a stage that trained."""
-    if (at / "ledger.json").exists() and (ledger := run.take(at / "ledger.json", _mapping)):
+    if (at / "ledger.json").exists() and (ledger := run.take(at / "ledger.json", _ledger)):
         run.ledgers.append({**ledger, **what})
     if (at / "metrics.jsonl").exists() and (lines := run.take(at / "metrics.jsonl", _lines)):
         run.metrics.append((what, lines))
@@ -127,6 +133,14 @@ def _mapping(file: Path) -> Facts:
     found = read_json(file)
     if not isinstance(found, dict):
         raise BadInput("holds no facts; delete it and run its stage again")
+    return found
+
+
+def _ledger(file: Path) -> Facts:
+    found = _mapping(file)
+    odd = [key for key, kind in LEDGER.items() if not isinstance(found.get(key), kind | None)]
+    if odd:
+        raise BadInput(f"is no ledger, its '{odd[0]}' is of another kind; delete it and run its stage again")
     return found
 
 
