@@ -217,11 +217,11 @@ def test_any_text_is_read_in_bounded_time() -> None:
     alphabet = "aA3 ,.-'\"/:or five red\n٣😀²\u0000\u202eß"
     replies = ["".join(dice.choices(alphabet, k=dice.randrange(40))) for _ in range(500)]
     hostile = ["1,111," * 16_000 + "x", "A " * 50_000 + "a", "'" * 100_000, "red or " * 15_000, "9" * 20_000, "x" * 100_000, "\n" * 100_000]
-    start = time.perf_counter()
+    start = time.process_time()
     for reply in [*replies, *hostile]:
         for read in (answers.number(reply), answers.text(reply), answers.choice(reply, COLOURS)):
             assert read is None or read
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

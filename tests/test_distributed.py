@@ -22,8 +22,7 @@ RUNS: list[dict[str, Any]] = [
     {"name": "dpo-1", "objective": "dpo", "knobs": {"gamma": 0.3}, "size": 1},
     {"name": "dpo-ddp", "objective": "dpo", "knobs": {"gamma": 0.3}},
     {"name": "dpo-fsdp", "objective": "dpo", "knobs": {"gamma": 0.3}, "sharded": {}},
-    {"name": "sft-1", "objective": "sft", "size": 1},
-    {"name": "sft-planted", "objective": "sft", "planted": True},
+    {"name": "dpo-planted", "objective": "dpo", "knobs": {"gamma": 0.3}, "planted": True},
 ]
 SLOW: list[dict[str, Any]] = [
     {"name": "sft-1", "objective": "sft", "size": 1},
@@ -101,9 +100,9 @@ def test_fsdp2_follows_one_process(ran: Path) -> None:
 
 def test_without_synchronised_gradients_all_of_this_fails(ran: Path) -> None:
     """Planted: the module that is trained is not the one that was wrapped."""
-    assert curve(ran / "sft-planted")[0] == pytest.approx(curve(ran / "sft-1")[0], rel=1e-5)  # the first loss is innocent
-    assert max(abs(a / b - 1) for a, b in zip(curve(ran / "sft-planted"), curve(ran / "sft-1"), strict=True)) > 1e-3
-    assert len({end["weights"] for end in ends(ran, "sft-planted")}) == 2
+    assert curve(ran / "dpo-planted")[0] == pytest.approx(curve(ran / "dpo-1")[0], rel=1e-5)  # the first loss is innocent
+    assert max(abs(a / b - 1) for a, b in zip(curve(ran / "dpo-planted"), curve(ran / "dpo-1"), strict=True)) > 1e-3
+    assert len({end["weights"] for end in ends(ran, "dpo-planted")}) == 2
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +23,7 @@ from pivot.data.collate import Row, Span, Trunk, encode
 from pivot.model import MLLM
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.runfolder import read_json, read_jsonl
-from pivot.train import Rates, Settings, loop, order
+from pivot.train import Rates, Settings, loop, order, watch
 from pivot.train.feed import Data, count
 from pivot.train.watch import ENOUGH, TREND, Watch
 
@@ -103,19 +104,29 @@ def test_pace(schedule: Any, expected: list[float]) -> None:
 
 @pytest.mark.parametrize("objective", [SFT(), DPO()])
 def test_losses_fall_and_the_log_says_so(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, objective: Any) -> None:
-    events = run(fresh(shared_mllm), objective, pairs, tmp_path, epochs=6, validation=pairs[:3], eval_every=5, save_every=50)
+    events = run(
+        fresh(shared_mllm),
+        objective,
+        pairs,
+        tmp_path,
+        epochs=4,
+        validation=pairs[:3],
+        eval_every=3,
+        save_every=50,
+        model=objective.needs_reference,
+    )
     lines = read_jsonl(tmp_path / "metrics.jsonl")
-    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 13))
-    assert [line["step"] for line in lines if line["kind"] == "eval"] == [0, 5, 10, 12]
+    assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 9))
+    assert [line["step"] for line in lines if line["kind"] == "eval"] == [0, 3, 6, 8]
     assert curve(tmp_path)[-1] < curve(tmp_path)[0] and curve(tmp_path, "eval")[-1] < curve(tmp_path, "eval")[0]
     train = next(line for line in lines if line["kind"] == "train")
     assert {"loss", "logps/chosen", "grad_norm", "lr/tower", "lr/projector", "lr/llm", "seconds", "epoch"} <= train.keys()
     if objective.needs_reference:
         assert curve(tmp_path)[0] == pytest.approx(math.log(2), rel=1e-6)
         assert curve(tmp_path, metric="rewards/accuracies")[-1] == 1
+        assert MLLM.load(tmp_path / "model").hashes() != shared_mllm.hashes()
     assert all({"kind", "done", "total"} <= event.keys() for event in events)
     assert [event["kind"] for event in events][-2:] == ["checkpoint", "done"]
-    assert MLLM.load(tmp_path / "model").hashes() != shared_mllm.hashes()
 
 
 @pytest.mark.parametrize("objective", [SFT(), DPO(gamma=0.5)])
@@ -123,7 +134,7 @@ def test_micro_batches_change_nothing(shared_mllm: MLLM, pairs: list[Example], t
     found = []
     for micro in (1, 3, 8):
         mllm = fresh(shared_mllm)
-        run(mllm, objective, pairs[:7], tmp_path / str(micro), batch=7, micro=micro, epochs=3, save_every=9)
+        run(mllm, objective, pairs[:7], tmp_path / str(micro), batch=7, micro=micro, epochs=2, save_every=9)
         found.append((curve(tmp_path / str(micro)), curve(tmp_path / str(micro), metric="grad_norm")))
     for losses, norms in found[1:]:
         assert losses == pytest.approx(found[0][0], rel=2e-6) and norms == pytest.approx(found[0][1], rel=1e-4)
@@ -220,15 +231,13 @@ def test_the_best_validated_checkpoint_stays(shared_mllm: MLLM, pairs: list[Exam
         replace(pair, responses=tuple(replace(r, role=role) for r, role in zip(pair.responses, ("rejected", "chosen"), strict=True)))
         for pair in pairs
     ]
-    mllm = fresh(shared_mllm)
-    run(mllm, DPO(), swapped, tmp_path, epochs=4, validation=pairs, eval_every=2, save_every=3, keep=keep)
+    run(fresh(shared_mllm), DPO(), swapped, tmp_path, epochs=3, validation=pairs, eval_every=2, save_every=3, keep=keep, model=True)
     losses = curve(tmp_path, "eval")
     assert min(losses[1:]) == losses[1] < losses[-1]
-    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-8"]
-    again = tmp_path / "again"
-    check = run(fresh(MLLM.load(tmp_path / "model")), SFT(), pairs, again, validation=pairs, rates=ALL)
-    wanted = run(fresh(mllm), SFT(), pairs, tmp_path / "twice", validation=pairs, rates=ALL)
-    assert check[0]["loss"] == wanted[0]["loss"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-6"]
+    kept = load_file(tmp_path / f"checkpoint-{2 if keep == 'best' else 6}" / "model.safetensors")
+    saved = weights(MLLM.load(tmp_path / "model"))
+    assert all(torch.equal(tensor, saved[name.removeprefix("model.")]) for name, tensor in kept.items())
     assert read_json(tmp_path / "ledger.json")["best"] == [2, losses[1]]
 
 
@@ -375,17 +384,17 @@ def rough(number: int) -> Iterator[float]:
 
 
 def test_what_counts_as_a_spike() -> None:
-    watch = Watch(20)
+    seen = Watch(20)
     for loss in rough(ENOUGH - 1):
-        watch.check(0, 100.0, 1.0, list)  # too little is known
-        watch.see({"loss": loss})
-    watch.see({"loss": 1.0})
+        seen.check(0, 100.0, 1.0, list)  # too little is known
+        seen.see({"loss": loss})
+    seen.see({"loss": 1.0})
     for loss in rough(500):
-        watch.check(0, loss, 1.0, list)
-        watch.see({"loss": loss})
-    watch.check(0, 2.0, 1.0, list)
+        seen.check(0, loss, 1.0, list)
+        seen.see({"loss": loss})
+    seen.check(0, 2.0, 1.0, list)
     with pytest.raises(CheckFailed, match="jumped"):
-        watch.check(0, 4.0, 1.0, list)
+        seen.check(0, 4.0, 1.0, list)
     Watch(0).check(0, 1e9, 1.0, list)
 
 
@@ -409,16 +418,19 @@ def test_what_is_not_finite_stops(loss: float, gradient: float) -> None:
     ],
 )
 def test_drifts_raise_an_alarm_once(metric: str, values: list[float], says: str | None) -> None:
-    watch = Watch(20)
-    alarms = [alarm for value in [*values, *values[-1:] * 5] for alarm in watch.see({"loss": 1.0, metric: value})]
+    seen = Watch(20)
+    alarms = [alarm for value in [*values, *values[-1:] * 5] for alarm in seen.see({"loss": 1.0, metric: value})]
     assert len(alarms) == (says is not None)
     assert says is None or says in alarms[0]
 
 
-def test_an_alarm_is_an_event_and_in_the_ledger(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+def test_an_alarm_is_an_event_and_in_the_ledger(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "TREND", 5)
     long = replace(pairs[0], id="long", responses=(Response("so " * 20),))
-    rows = [long] * 41
-    for n in order.order(0, 0, 41)[:TREND]:
+    rows = [long] * 11
+    for n in order.order(0, 0, 11)[:5]:
         rows[n] = replace(pairs[0], id="short")
     events = run(fresh(shared_mllm), SFT(), rows, tmp_path, batch=1, micro=1, spike=0)
     alarms = [event["message"] for event in events if event["kind"] == "alarm"]
@@ -433,12 +445,12 @@ def test_the_ledger_counts_what_was_done(shared_mllm: MLLM, pairs: list[Example]
     rates = replace(ALL, tower=0.0)
     # the counter knows no CPU attention kernel, so attention is spelt out as the two products that it is
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        run(fresh(shared_mllm), SFT(), pairs, tmp_path, batch=1, micro=1, epochs=2, rates=rates, save_every=99)
+        run(fresh(shared_mllm), SFT(), pairs[:4], tmp_path, batch=1, micro=1, epochs=2, rates=rates, save_every=99)
     facts = read_json(tmp_path / "ledger.json")
-    rows = [encode(row, shared_mllm.processor) for row in SFT().source(pairs)]
-    assert facts["image_tokens"] == 2 * 8 * 36 and facts["text_tokens"] == 2 * sum(row.text_tokens for row in rows)
+    rows = [encode(row, shared_mllm.processor) for row in SFT().source(pairs[:4])]
+    assert facts["image_tokens"] == 2 * 4 * 36 and facts["text_tokens"] == 2 * sum(row.text_tokens for row in rows)
     assert facts["flops"] == pytest.approx(counter.get_total_flops(), rel=0.03)
-    assert (facts["examples"], facts["epochs"], facts["batch"], facts["steps"]) == (8, 2, 1, 16)
+    assert (facts["examples"], facts["epochs"], facts["batch"], facts["steps"]) == (4, 2, 1, 8)
     assert facts["seconds"] == pytest.approx(sum(line["seconds"] for line in read_jsonl(tmp_path / "metrics.jsonl")))
     assert facts["rates"] == {"tower": 0.0, "projector": 1e-3, "llm": 1e-3}
     assert facts["objective"] == {"name": "sft"} and facts["reference"] is None and facts["device"] == "cpu"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
 
+from pivot import runfolder
 from pivot.model import MLLM
 from pivot.objective._contract import Objective
 from pivot.objective.dpo import Objective as DPO
 from pivot.objective.sft import Objective as SFT
 from pivot.records import Example
 from pivot.runfolder import read_jsonl
-from pivot.train import Rates, Settings, train
+from pivot.train import Rates, Settings, loop, train
 from pivot.train.loop import Event
 
 __all__ = ["ALL", "DPO", "SFT", "SHORT", "Event", "curve", "distance", "fresh", "run", "same", "weights"]
@@ -36,10 +39,15 @@ def run(
     folder: Path,
     rates: Rates = ALL,
     validation: Sequence[Example] | None = None,
+    model: bool = False,
     **settings: Any,
 ) -> list[Event]:
-    """All events of a short run."""
-    return list(train(mllm, objective, examples, Settings(**{**SHORT, **settings}), folder, rates=rates, validation=validation))
+    """All events of a short run. `model`: also write the trained model, which takes as long as all the rest."""
+    with ExitStack() as patched:
+        patched.enter_context(mock.patch.object(runfolder, "_sync"))
+        if not model:
+            patched.enter_context(mock.patch.object(loop, "save_model"))
+        return list(train(mllm, objective, examples, Settings(**{**SHORT, **settings}), folder, rates=rates, validation=validation))
 
 
 def weights(mllm: MLLM) -> dict[str, Tensor]:
