@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, parse_flag_from_env
 
 from pivot.records import BadInput
 from pivot.train.settings import Settings
@@ -22,8 +22,8 @@ def processes() -> PartialState:
     """
     # Else transformers opens weights in the first process alone, and hashes checked at load are those of empty tensors.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    if state.num_processes != int(os.environ.get("WORLD_SIZE", "1")):
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.num_processes == 1 < int(os.environ.get("WORLD_SIZE", "1")):
         raise RuntimeError("accelerate was set up before pivot.train.launch.processes(): each process would train alone")
     return state
 
@@ -43,8 +43,9 @@ def accelerator(settings: Settings, folder: Path) -> Accelerator:
             f"report_to: {', '.join(lacking)} is not among accelerate's trackers that are installed here; install it or leave it out"
         )
     AcceleratorState._reset_state()
-    if sharded and not on_cpu:  # a stage before left its mark in the state that the reset does not touch
-        _become(DistributedType(f"MULTI_{'GPU' if state.device.type == 'cuda' else state.device.type.upper()}"))
+    if sharded:  # a stage before left its mark in the state that the reset does not touch
+        kind = f"MULTI_{'GPU' if state.device.type == 'cuda' else state.device.type.upper()}"
+        PartialState._shared_state["distributed_type"] = DistributedType(kind)
     made = Accelerator(
         cpu=on_cpu,
         mixed_precision="bf16" if settings.precision == "bf16" else "no",
@@ -57,11 +58,7 @@ def accelerator(settings: Settings, folder: Path) -> Accelerator:
         if settings.precision == "bf16":
             plugin.set_mixed_precision("bf16")
         AcceleratorState._shared_state["fsdp_plugin"] = plugin
-        _become(DistributedType.FSDP)
+        for shared in (AcceleratorState._shared_state, PartialState._shared_state):
+            shared["distributed_type"] = DistributedType.FSDP
     made.gradient_accumulation_steps = 1  # shares of a loss add up; a value from the environment would divide them
     return made
-
-
-def _become(kind: DistributedType) -> None:
-    for state in (AcceleratorState, PartialState):
-        state._shared_state["distributed_type"] = kind

@@ -7,6 +7,7 @@ rename, so a kill costs at most the one being computed. No second model is ever 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
     return {
         "weights": mllm.hashes(),
         "config": {key: str(value) for key, value in config.to_dict().items() if key not in passing},
-        "tokenizer": processor.tokenizer.backend_tokenizer.to_str(),
+        "tokenizer": _tokenizer(processor.tokenizer),
         "images": {key: str(value) for key, value in processor.image_processor.to_dict().items()},
         "placeholders": [processor.patch_size, processor.num_additional_image_tokens, processor.vision_feature_select_strategy],
         "template": processor.chat_template,
@@ -60,6 +61,14 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {name: version(name) for name in ("pivot-vision", "torch", "transformers", "tokenizers", "numpy", "pillow")},
     }
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    """What decides a tokenizer's output. How some call before padded or cut its own rows is left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [type(tokenizer).__name__, tokenizer.get_vocab()]
+    return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")}
 
 
 def row_key(example: Example) -> str:
