@@ -1,11 +1,10 @@
-"""The loop: what it computes does not depend on how it is cut, parts do what their rates say, and it stops when it must."""
+"""The loop: what it computes does not depend on how it is cut, and its records say what was done."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,22 +13,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from training import ALL, DPO, SFT, curve, distance, fresh, run, same, weights
 
 from pivot.data.collate import Row, Span, Trunk, encode
 from pivot.model import MLLM
-from pivot.records import BadInput, CheckFailed, Example, Response
+from pivot.records import BadInput, Example, Response
 from pivot.runfolder import read_json, read_jsonl
-from pivot.train import Rates, Settings, loop, order, watch
+from pivot.train import Rates, Settings, loop, order
 from pivot.train.feed import Data, count
-from pivot.train.watch import ENOUGH, TREND, Watch
 
-FAST = Rates(1e-2, 1e-2, 1e-2)
 ROW = Row("", (Trunk(Span([1], [False]), None, 0, (0,)),), (Span([2], [True]),))
-TOWER, PROJECTOR, LLM = "model.vision_tower", "model.multi_modal_projector", "model.language_model"
 
 
 @pytest.fixture(autouse=True)
@@ -239,203 +234,6 @@ def test_the_best_validated_checkpoint_stays(shared_mllm: MLLM, pairs: list[Exam
     saved = weights(MLLM.load(tmp_path / "model"))
     assert all(torch.equal(tensor, saved[name.removeprefix("model.")]) for name, tensor in kept.items())
     assert read_json(tmp_path / "ledger.json")["best"] == [2, losses[1]]
-
-
-# ---- parts
-
-
-@pytest.mark.parametrize("frozen", ["tower", "projector", "llm"])
-def test_frozen_parts_and_what_lies_above_the_tap_stay_as_they_are(
-    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, frozen: str
-) -> None:
-    mllm = fresh(shared_mllm)
-    run(mllm, SFT(), pairs, tmp_path, rates=replace(ALL, **{frozen: 0.0}))
-    before, after = weights(shared_mllm), weights(mllm)
-    for part, prefix in {"tower": TOWER, "projector": PROJECTOR, "llm": LLM}.items():
-        assert (distance(before, after, prefix) == 0) == (part == frozen)
-    for idle in ("encoder.layers.2.", "post_layernorm."):
-        assert distance(before, after, f"{TOWER}.{idle}") == 0
-    facts = read_json(tmp_path / "ledger.json")["parts"]
-    assert [part for part in facts if not facts[part]["trained"]] == [frozen]
-    assert all((part["moved"] > 0) == part["trained"] for part in facts.values())
-
-
-def test_each_part_has_its_own_rate(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    """Adam's first step is the rate times the gradient's sign."""
-    mllm = fresh(shared_mllm)
-    run(mllm, SFT(), pairs, tmp_path, batch=8, rates=Rates(tower=1e-4, projector=1e-3, llm=1e-2))
-    before, after = weights(shared_mllm), weights(mllm)
-    for prefix, rate in {TOWER: 1e-4, PROJECTOR: 1e-3, LLM: 1e-2}.items():
-        assert distance(before, after, prefix) == pytest.approx(rate, rel=1e-2)
-    assert curve(tmp_path, metric="lr/llm") == [1e-2]
-
-
-def test_only_matrices_decay(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[int, float] = {}
-    monkeypatch.setattr(
-        torch.optim.AdamW,
-        "step",
-        lambda self, *_: seen.update({p.ndim: group["weight_decay"] for group in self.param_groups for p in group["params"]}),
-    )
-    with pytest.raises(CheckFailed, match="did not move"):
-        run(fresh(shared_mllm), SFT(), pairs, tmp_path, weight_decay=0.1)
-    assert seen[1] == 0 and seen[2] == seen[4] == 0.1
-
-
-def test_a_tower_that_is_cut_off_is_caught(
-    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Planted: peers' worst bug, features computed without gradients."""
-    mllm = fresh(shared_mllm)
-    tower, whole = mllm.parts()["tower"], type(mllm.parts()["tower"]).forward
-
-    def detached(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with torch.no_grad():
-            return whole(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(tower), "forward", detached)
-    with pytest.raises(CheckFailed, match="the tower has a learning rate but no gradient"):
-        run(mllm, SFT(), pairs, tmp_path)
-    run(mllm, SFT(), pairs, tmp_path / "frozen", rates=replace(ALL, tower=0.0))
-
-
-def test_half_a_tower_that_is_cut_off_is_caught(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    mllm = fresh(shared_mllm)
-    block = mllm.parts()["tower"].get_submodule("encoder.layers.1")
-    block.register_forward_pre_hook(lambda _, args: (args[0].detach(), *args[1:]))
-    with pytest.raises(CheckFailed, match=r"tower .* no gradient in embeddings.patch_embedding and \d+ more modules"):
-        run(mllm, SFT(), pairs, tmp_path)
-
-
-def test_a_tower_that_no_image_reaches_is_caught(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match="no row has an image"):
-        run(fresh(shared_mllm), SFT(), [replace(pair, images=()) for pair in pairs], tmp_path)
-
-
-def test_a_rate_that_rounds_away_is_caught(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"projector has gradients but its weights did not move: raise its rate of 1e-30"):
-        run(fresh(shared_mllm), SFT(), pairs, tmp_path, rates=replace(ALL, projector=1e-30))
-
-
-@pytest.mark.parametrize("name", ["multi_modal_projector.linear_1.bias", "vision_tower.post_layernorm.weight"])
-def test_a_frozen_weight_that_moves_is_caught(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, name: str) -> None:
-    """Planted: something writes into a frozen part, after the first updates too."""
-    mllm = fresh(shared_mllm)
-    moving, calls = mllm.model.model.get_parameter(name), [0]
-
-    def nudge(*_: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 14:
-            with torch.no_grad():
-                moving.add_(1e-6)
-
-    mllm.model.model.language_model.register_forward_pre_hook(nudge)
-    with pytest.raises(CheckFailed, match=name.rpartition(".")[2]):
-        run(mllm, SFT(), pairs, tmp_path, rates=replace(ALL, projector=0.0), epochs=4, save_every=100)
-    assert len(curve(tmp_path)) == 8
-
-
-@pytest.mark.parametrize("rates", [(0, 0, 0), (-1e-5, 0, 0), (math.nan, 1, 1)])
-def test_impossible_rates(rates: tuple[float, float, float]) -> None:
-    with pytest.raises(BadInput, match="rates"):
-        Rates(*rates)
-
-
-# ---- stops and alarms
-
-
-def poisoned(pairs: Sequence[Example], mllm: MLLM, name: str, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Make the pixels of one row a given value."""
-    from pivot.train import setup
-
-    def spoilt(example: Example, *args: Any) -> Any:
-        row = encode(example, *args)
-        if example.id != name or row.trunks[0].pixels is None:
-            return row
-        return replace(row, trunks=(replace(row.trunks[0], pixels=torch.full_like(row.trunks[0].pixels, value)),))
-
-    monkeypatch.setattr(setup, "encode", spoilt)
-
-
-def test_a_loss_that_is_not_finite_stops_and_names_the_row(
-    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mllm = fresh(shared_mllm)
-    poisoned(pairs, mllm, "pair-3", monkeypatch, math.nan)
-    at = next(n for n, batch in enumerate(order.batches(8, 2), start=1) if 3 in batch)
-    with pytest.raises(CheckFailed, match=rf"update {at}: the loss is nan .*by their own loss: pair-3 \(nan\), pair-\d \(\d"):
-        run(mllm, SFT(), pairs, tmp_path, batch=2, save_every=1)
-    assert all(torch.isfinite(p).all() for p in mllm.model.parameters())
-    assert len(curve(tmp_path)) == at - 1
-
-
-def test_a_spike_stops_before_it_does_harm(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    """Planted: after many easy rows, one whose answer is noise."""
-    odd_one = replace(pairs[1], id="noise", responses=(Response("zq xv kj qq"),))
-    rows = [replace(pairs[0], id=f"easy-{n}") for n in range(60)]
-    rows[order.order(0, 0, 60)[-1]] = odd_one
-    mllm = fresh(shared_mllm)
-    with pytest.raises(CheckFailed, match=r"update 60: the loss jumped to .* robust deviations .*: noise \("):
-        run(mllm, SFT(), rows, tmp_path, batch=1, micro=1, rates=FAST)
-
-
-def rough(number: int) -> Iterator[float]:
-    return iter((1 + 0.1 * torch.randn(number, generator=torch.Generator().manual_seed(0))).tolist())
-
-
-def test_what_counts_as_a_spike() -> None:
-    seen = Watch(20)
-    for loss in rough(ENOUGH - 1):
-        seen.check(0, 100.0, 1.0, list)  # too little is known
-        seen.see({"loss": loss})
-    seen.see({"loss": 1.0})
-    for loss in rough(500):
-        seen.check(0, loss, 1.0, list)
-        seen.see({"loss": loss})
-    seen.check(0, 2.0, 1.0, list)
-    with pytest.raises(CheckFailed, match="jumped"):
-        seen.check(0, 4.0, 1.0, list)
-    Watch(0).check(0, 1e9, 1.0, list)
-
-
-@pytest.mark.parametrize(("loss", "gradient"), [(math.inf, 1.0), (math.nan, 1.0), (1.0, math.nan)])
-def test_what_is_not_finite_stops(loss: float, gradient: float) -> None:
-    with pytest.raises(CheckFailed, match=r"a \(5\), b \(2\)"):
-        Watch(0).check(0, loss, gradient, lambda: [("b", 2.0), ("a", 5.0)])
-
-
-@pytest.mark.parametrize(
-    ("metric", "values", "says"),
-    [
-        ("logps/chosen", [-10.0] * TREND + [-16.0] * TREND, "forgetting"),
-        ("logps/chosen", [-10.0] * TREND + [-14.0] * TREND, None),
-        ("logps/chosen", [-10.0] * TREND + [-5.0] * TREND, None),
-        ("lengths/chosen", [10.0] * TREND + [16.0] * TREND, "lengths/chosen went from 10 to 16"),
-        ("lengths/rejected", [10.0] * TREND + [6.0] * TREND, "lengths/rejected"),
-        ("lengths/chosen", [10.0] * TREND + [14.0] * TREND, None),
-        ("lengths/chosen", [10.0] * TREND + [40.0] * 3 + [10.0] * TREND, None),
-        ("rewards/chosen", [1.0] * TREND + [90.0] * TREND, None),
-    ],
-)
-def test_drifts_raise_an_alarm_once(metric: str, values: list[float], says: str | None) -> None:
-    seen = Watch(20)
-    alarms = [alarm for value in [*values, *values[-1:] * 5] for alarm in seen.see({"loss": 1.0, metric: value})]
-    assert len(alarms) == (says is not None)
-    assert says is None or says in alarms[0]
-
-
-def test_an_alarm_is_an_event_and_in_the_ledger(
-    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "TREND", 5)
-    long = replace(pairs[0], id="long", responses=(Response("so " * 20),))
-    rows = [long] * 11
-    for n in order.order(0, 0, 11)[:5]:
-        rows[n] = replace(pairs[0], id="short")
-    events = run(fresh(shared_mllm), SFT(), rows, tmp_path, batch=1, micro=1, spike=0)
-    alarms = [event["message"] for event in events if event["kind"] == "alarm"]
-    assert any("lengths/chosen" in alarm for alarm in alarms)
-    assert read_json(tmp_path / "ledger.json")["alarms"] == alarms
 
 
 # ---- the ledger
