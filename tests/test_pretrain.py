@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from pivot.data.world import read
 from pivot.model import MLLM
@@ -72,6 +74,15 @@ def test_a_killed_one_ends_in_the_same_bits(tmp_path: Path, stop: int) -> None:
     assert whole.hashes() == again.hashes()
     steps = [line["step"] for line in read_jsonl(tmp_path / "killed" / "metrics.jsonl")]
     assert steps == list(range(1, 11))
+
+
+def test_the_ledger_counts_what_torch_counts(tmp_path: Path) -> None:
+    # The counter knows no CPU attention kernel, so attention is spelt out as the two products that it is.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        run(tmp_path, 32)
+    told = read_json(tmp_path / "ledger.json")
+    assert told["flops"] == pytest.approx(counter.get_total_flops(), rel=0.03)
+    assert told["image_tokens"] == 32 * 36 and told["steps"] == 2
 
 
 def test_examples_without_truth_are_refused() -> None:

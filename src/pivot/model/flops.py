@@ -95,9 +95,8 @@ def flops(
     size = weights(config)
 
     # Forward: linear maps and attention apart, since gradients of frozen weights are not computed but those through them are.
-    tokens, patches = rows * columns + prefix, rows * columns
-    patch = 2 * images * patches * size.patch
-    block_linear, block_attention = 2 * images * tokens * size.block, 4 * images * tokens**2 * vision.hidden_size
+    tokens = rows * columns + prefix
+    patch, block_linear, block_attention = _tower(config, images)
     projector = 2 * images * per_image * size.projector
     llm_linear = 2 * sum(lengths) * text.num_hidden_layers * size.layer
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
@@ -120,6 +119,21 @@ def flops(
         back += llm_linear + llm_attention - 2 * sum(lengths) * text.num_hidden_layers * size.layer_last
         back += below * (block_linear + block_attention - 2 * images * tokens * size.block_last) * learns["tower"]
     return float(forward + back)
+
+
+def tower_flops(config: PreTrainedConfig, images: int) -> float:
+    """Of training the whole tower on its own, forward and backward: stage 0, without its heads."""
+    patch, linear, attention = _tower(config, images)
+    return float(2 * patch + 3 * config.vision_config.num_hidden_layers * (linear + attention))
+
+
+def _tower(config: PreTrainedConfig, images: float) -> tuple[float, float, float]:
+    """Forward: the patch embedding, and one block's linear maps and attention."""
+    vision, size = config.vision_config, weights(config)
+    rows, columns = towers.grid(vision)
+    patches = rows * columns
+    tokens = patches + towers.family(vision).prefix
+    return 2 * images * patches * size.patch, 2 * images * tokens * size.block, 4 * images * tokens**2 * vision.hidden_size
 
 
 def row_flops(config: PreTrainedConfig, row: Row, backend: Backend = "shared", **options: Any) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pivot.model.flops import tower_flops
 from pivot.records import Example
 from pivot.runfolder import append_jsonl, read_jsonl, whole_file, write_json, write_jsonl
 
@@ -25,9 +26,10 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
     Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
     """
     tower = mllm.parts()["tower"].train()
+    device = next(tower.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = objective.init(tower.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        heads = objective.init(tower.config.hidden_size).to(device)  # type: ignore[union-attr, arg-type]
     learner = nn.ModuleDict({"tower": tower, "heads": heads})
     optimiser = torch.optim.AdamW(learner.parameters(), lr=objective.rate, weight_decay=objective.weight_decay)
     steps = len(examples) // objective.batch
@@ -39,7 +41,8 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
     for step in range(done + 1, steps + 1):
         began = time.perf_counter()
         rows = examples[(step - 1) * objective.batch : step * objective.batch]
-        batch = {"pixels": encoder.pixels([e.images[0] for e in rows]), "targets": objective.targets(rows, encoder.grid[0])}
+        targets = {head: wanted.to(device) for head, wanted in objective.targets(rows, encoder.grid[0]).items()}
+        batch = {"pixels": encoder.pixels([e.images[0] for e in rows]).to(device), "targets": targets}
         for group in optimiser.param_groups:
             group["lr"] = objective.rate * _cosine(step, steps, objective.warmup)
         loss, metrics = objective.loss(tower, batch, heads)
@@ -55,9 +58,28 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         yield {**line, "steps": steps}
 
     mllm.save(folder / "model")
-    facts = {"examples": steps * objective.batch, "batch": objective.batch, "steps": steps, "seconds": round(spent, 1)}
-    write_json(folder / "ledger.json", {"stage": "pretrain", "device": "cpu", **facts})
+    write_json(folder / "ledger.json", _entries(mllm, heads, objective, steps, spent))
     checkpoint.unlink(missing_ok=True)
+
+
+def _entries(mllm: MLLM, heads: nn.Module, objective: Pretraining, steps: int, seconds: float) -> dict[str, Any]:
+    """The contents of ledger.json. Heads cost as the tower's linear maps do: forward, and two products on the way back."""
+    examples, weight = steps * objective.batch, next(heads.parameters())
+    rows, columns = mllm.detach().grid
+    tokens = examples * rows * columns
+    of_heads = 6 * tokens * sum(p.numel() for p in heads.parameters() if p.ndim > 1)
+    return {
+        "stage": "pretrain",
+        "examples": examples,
+        "epochs": 1,
+        "batch": objective.batch,
+        "steps": steps,
+        "image_tokens": tokens,
+        "text_tokens": 0,
+        "flops": tower_flops(mllm.model.config, examples) + of_heads,
+        "seconds": seconds,
+        "device": torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else weight.device.type,
+    }
 
 
 def _cosine(step: int, steps: int, warmup: float) -> float:
@@ -77,7 +99,7 @@ def _resume(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer) ->
     """Steps done and seconds spent before a kill."""
     if not file.exists():
         return 0, 0.0
-    state = torch.load(file, weights_only=True)
+    state = torch.load(file, weights_only=True, map_location="cpu")  # loading into modules and optimiser moves it
     learner.load_state_dict(state["learner"])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"], state["seconds"]
