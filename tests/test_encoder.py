@@ -319,3 +319,10 @@ def test_coverage_follows_resize_and_crop(shape: tuple[int, int]) -> None:
         assert geometry.coverage(np.ones(shape, bool)) == pytest.approx(1)
     whole = Geometry.of(straight, (12, 12)).coverage(mask)
     assert whole.mean() == pytest.approx(mask.mean()), "areas are kept exactly"
+
+
+def test_pictures_that_differ_in_their_palette_alone_are_different() -> None:
+    one, other = Image.new("P", (4, 4)), Image.new("P", (4, 4))
+    one.putpalette([255, 0, 0])
+    other.putpalette([0, 0, 255])
+    assert fingerprint([one]) != fingerprint([other]) == fingerprint([other.convert("RGB")])

@@ -92,6 +92,14 @@ def say_all(example: Example) -> str:
     return made.answer.explained
 
 
+def test_the_odd_one_is_odd_in_one_way_only() -> None:
+    """Nothing but kind or colour sets one of the four apart; a second odd one would be a second right answer."""
+    for i in range(0, 400, 2):
+        shapes = draft("test", 9, i, ("odd_one",))[1].scene.shapes
+        apart = [field for field in ("kind", "colour", "texture", "orientation", "r") if len({getattr(s, field) for s in shapes}) > 1]
+        assert apart in (["kind"], ["colour"])
+
+
 def test_objects_can_be_seen() -> None:
     """At the smallest size every object shows at least four pixels, also the one behind."""
     for i in range(640):

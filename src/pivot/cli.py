@@ -345,13 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def call(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. What is expected to go wrong takes one line on stderr."""
     # Libraries that print on their own would drown the one line; who sets these variables is left alone.
-    quiet = {
-        "TRANSFORMERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore",
-    }
-    for name, value in quiet.items():
+    for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore")
     try:

@@ -20,7 +20,7 @@ import torch
 import transformers
 
 from pivot.encoder.encoder import At, Encoder, Features
-from pivot.records import BadInput
+from pivot.records import BadInput, picture
 from pivot.runfolder import disk, hash_json
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def fingerprint(images: Sequence[Picture]) -> str:
                 raise BadInput(f"image not found: {image}; check the path or the data's image root")
             kind, content = "file", Path(image).read_bytes()
         else:
-            kind, content = f"{image.mode} {image.size}", image.tobytes()
+            # As RGB, which is what encoders get: the bytes of a palette image do not hold its palette.
+            kind, content = f"pixels {image.size}", picture(image).tobytes()
         digest.update(f"{kind} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()

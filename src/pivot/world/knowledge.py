@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pivot.world.dice import Dice
 from pivot.world.draft import COLOUR_NAMES, SHAPE_NAMES, Claim, Draft, place_words
 from pivot.world.glyphs import LETTERS, LOOKALIKE
@@ -59,11 +61,13 @@ def odd_one(dice: Dice) -> Draft:
     colour, other_colour = dice.some(COLOUR_NAMES, 2)
     order = dice.shuffled(CORNERS)
     odd = (other_kind, colour) if dice.coin() else (kind, other_colour)
+    # One pattern and one size for all four, or another shape could be the odd one by those.
+    plain = shape(dice, kind, colour, 0, 0, dice.between(44, 60))
     items: list[Shape] = []
     for name in order:
         x, y = (96 if "left" in name else 288), (96 if "top" in name else 288)
         look = odd if name == order[0] else (kind, colour)
-        items.append(shape(dice, *look, x + dice.between(-20, 20), y + dice.between(-20, 20), dice.between(44, 60)))
+        items.append(replace(plain, kind=look[0], colour=look[1], x=x + dice.between(-20, 20), y=y + dice.between(-20, 20)))
 
     def claim(name: str) -> Claim:
         return Claim(name, name, f"the odd one is {place_words(name)}.")

@@ -78,7 +78,9 @@ def front(dice: Dice) -> Draft:
 
     errors = {options[1]: "relation flipped", options[2]: "attribute swapped", options[3]: "object made up"}
     wrong = tuple((claim(c), errors[c]) for c in dice.shuffled(options[1:]))
-    question = dice.pick(("what colour is the shape in front?", "two shapes overlap. what colour is the upper one?"))
+    question = dice.pick(
+        ("what colour is the shape in front?", "two shapes overlap. what colour is the one that hides a part of the other?")
+    )
     return Draft(Scene(ground(dice), items), question, claim(options[0]), wrong, (0, 1), "choice", COLOUR_NAMES)
 
 
