@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -55,10 +55,17 @@ def _folder(folder: Path, dtype: str) -> Parts:
 
 
 def _hub(name: str, dtype: str) -> Parts:
-    """What is cached is taken without asking; else the Hub is asked once, so that being offline costs seconds and not minutes."""
+    return _open(name, dtype, local_files_only=reach(name, NEEDED))
+
+
+def reach(name: str, needed: Sequence[tuple[str, ...]]) -> bool:
+    """Whether all of a Hub model's needed files are cached; one of each tuple is enough.
+
+    What is cached is taken without asking; else the Hub is asked once, so that being offline costs seconds and not minutes.
+    """
     missing: list[str] = []
     try:
-        missing = [names[0] for names in NEEDED if not any(isinstance(try_to_load_from_cache(name, file), str) for file in names)]
+        missing = [names[0] for names in needed if not any(isinstance(try_to_load_from_cache(name, file), str) for file in names)]
         if missing:
             model_info(name, timeout=HUB_SECONDS)
     except RepositoryNotFoundError:
@@ -72,7 +79,7 @@ def _hub(name: str, dtype: str) -> Parts:
             f"hf:{name}: {', '.join(missing)} not found ({reason}); looked in {places}; "
             f"run `hf download {name}` where there is a network, or give a folder"
         ) from None
-    return _open(name, dtype, local_files_only=not missing)
+    return not missing
 
 
 def _open(name: str, dtype: str, **options: Any) -> Parts:

@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from pivot.encoder import Encoder, towers
+from pivot.encoder.source import reach
 from pivot.model.families import family, language
 from pivot.records import BadInput, Tap, picture
 from pivot.runfolder import hash_tensors, read_json, write_json
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 BASE = Path(str(files("pivot"))) / "base"
 NOTES = "pivot.json"  # beside the stock files: the tap, and a hash of each part's weights
 IMAGE = "<image>"
+# Of a Hub model; one of each line must be there.
+NEEDED = (("config.json",), ("model.safetensors", "model.safetensors.index.json"), ("processor_config.json", "preprocessor_config.json"))
 SYSTEM = "You are a helpful assistant."  # what LLaVA-NeXT's ChatML template says where the data has no system turn
 # Puts pictures into the text of a template that knows only text.
 WITH_PICTURES = """{%- set ns = namespace(turns=[]) -%}
@@ -126,17 +129,19 @@ class MLLM:
 
     @classmethod
     def load(cls, source: str | Path, device: str | torch.device | None = None, dtype: str | None = None) -> MLLM:
-        """Open the shipped "base", a folder, or a hub model ("hf:ID" or plain).
+        """Open the shipped "base", a folder, or a Hub model ("hf:OWNER/NAME").
 
         With a pivot.json, the weights in memory must have the hashes in it. Without `dtype` they stay as they were stored, except
         that half precision (fp16, in which the base is shipped) is opened as fp32.
         """
-        where = BASE if source == "base" else str(source).removeprefix("hf:")
+        where, here = _place(str(source))
         try:
             with _quiet():
-                opened: Any = AutoModelForImageTextToText.from_pretrained(where, dtype="auto", output_loading_info=True)
+                opened: Any = AutoModelForImageTextToText.from_pretrained(
+                    where, dtype="auto", output_loading_info=True, local_files_only=here
+                )
                 model, report = opened
-                processor = AutoProcessor.from_pretrained(where)
+                processor = AutoProcessor.from_pretrained(where, local_files_only=here)
         except (OSError, ValueError) as failed:
             raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
         lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -286,6 +291,18 @@ def _generation_config(processor: LlavaProcessor) -> GenerationConfig:
     pad = processor.tokenizer.pad_token_id
     end = formatting(processor).tail[0]
     return GenerationConfig(eos_token_id=end, pad_token_id=end if pad is None else pad)
+
+
+def _place(source: str) -> tuple[str, bool]:
+    """Folder or Hub name of an MLLM, and whether all of it is on this machine."""
+    if source == "base":
+        return str(BASE), True
+    if Path(source).is_dir():
+        return source, True
+    if not source.startswith("hf:"):
+        raise BadInput(f"MLLM '{source}': no such folder; check the path, take the shipped 'base', or write hf:OWNER/NAME")
+    name = source.removeprefix("hf:")
+    return name, reach(name, NEEDED)
 
 
 def _tap(model: PreTrainedModel) -> Tap:
