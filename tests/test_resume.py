@@ -20,7 +20,7 @@ from training import ALL, DPO, SFT, SHORT, Event, curve, fresh, run, same, weigh
 
 from pivot.model import MLLM
 from pivot.objective._contract import Logps, Metrics, Picked
-from pivot.records import BadInput, Example
+from pivot.records import BadInput, Example, Response
 from pivot.runfolder import read_json, read_jsonl
 from pivot.train import Rates, Settings, checkpoint, train
 
@@ -196,6 +196,7 @@ def test_older_checkpoints_go(shared_mllm: MLLM, pairs: list[Example], tmp_path:
         ({"settings": {"warmup": 0.5}}, "settings.warmup"),
         ({"rates": replace(ALL, tower=1e-4)}, "rates.tower"),
         ({"rows": 7}, "examples"),
+        ({"edit": "something else"}, "rows"),
         ({"model": 1}, "model.weights"),
     ],
 )
@@ -205,11 +206,14 @@ def test_another_training_in_the_same_folder_is_refused(
     left_after(2, shared_mllm, SFT(), pairs, tmp_path, save_every=1)
     mllm = MLLM.tiny(seed=change.get("model", 0))
     rates: Rates = change.get("rates", ALL)
+    rows = pairs[: change.get("rows", 8)]
+    if "edit" in change:
+        rows = [*pairs[:3], replace(pairs[3], responses=(Response(change["edit"]), *pairs[3].responses[1:])), *pairs[4:]]
     with pytest.raises(BadInput, match=rf"another training \(changed: .*{named}"):
         run(
             mllm,
             change.get("objective", SFT()),
-            pairs[: change.get("rows", 8)],
+            rows,
             tmp_path,
             rates=rates,
             save_every=1,

@@ -24,7 +24,7 @@ from pivot.train.feed import Ahead, Data, Portion
 from pivot.train.launch import accelerator as launched
 from pivot.train.ledger import Spent, objective_facts
 from pivot.train.parts import Proof, Rates, freeze, groups
-from pivot.train.reference import identity
+from pivot.train.reference import identity, row_key
 from pivot.train.settings import Settings
 from pivot.train.watch import Watch
 
@@ -114,10 +114,17 @@ def build(
             "objective": objective_facts(objective),
             "rates": asdict(rates),
             "examples": len(examples),
+            "rows": _rows(objective.source(examples)),
             "settings": settings.model_dump(mode="json", exclude={"report_to", "save_every"}),
         },
     )
     return setup, told
+
+
+def _rows(examples: Sequence[Example]) -> str:
+    """A hash of what rows say and show. Of 64 spread evenly: to read millions of them would cost more than it protects."""
+    sampled = min(len(examples), 64)
+    return hash_json([row_key(examples[i * len(examples) // sampled]) for i in range(sampled)])
 
 
 def _wake(mllm: MLLM, checkpointing: bool) -> None:
