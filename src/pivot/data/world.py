@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import overload
+from typing import get_args, overload
 
 from pivot.records import BadInput, Example
 from pivot.world.item import TASKS, Form, item
@@ -54,6 +54,6 @@ def read(
             raise BadInput(f"no task '{task}' in the world; did you mean {near[0]}?")
     if size < 1 or not 48 <= pixels <= 384:
         raise BadInput(f"world: size {size}, pixels {pixels}; give at least one item and 48 to 384 pixels")
-    if form not in ("pair", "caption", "turns"):
-        raise BadInput(f"world: no form '{form}'; known: pair, caption, turns")
+    if form not in get_args(Form):
+        raise BadInput(f"world: no form '{form}'; known: {', '.join(get_args(Form))}")
     return World(split, size, seed, pixels, tuple(tasks) if tasks else TASKS, form)

@@ -122,9 +122,10 @@ def flops(
 
 
 def tower_flops(config: PreTrainedConfig, images: int) -> float:
-    """Of training the whole tower on its own, forward and backward: stage 0, without its heads."""
+    """Of training the tower up to the tap, forward and backward: stage 0, without what learns beside it."""
     patch, linear, attention = _tower(config, images)
-    return float(2 * patch + 3 * config.vision_config.num_hidden_layers * (linear + attention))
+    below = towers.depth(config.vision_config, Tap(layer=config.vision_feature_layer))
+    return float(2 * patch + 3 * below * (linear + attention))
 
 
 def _tower(config: PreTrainedConfig, images: float) -> tuple[float, float, float]:

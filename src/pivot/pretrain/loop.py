@@ -1,4 +1,4 @@
-"""Stage 0: teach a tiny tower on its own, one pass over the data in their order. The heads are thrown away."""
+"""Stage 0: teach a tiny tower, and what the objective puts beside it, in one pass over the data in their order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], folder: Path, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Train the tower in place and yield a line of metrics per step. A killed one goes on from its last checkpoint.
+    """Train the tower, and what of the MLLM the objective needs, in place; yield a line of metrics per step. A killed one goes on from its last checkpoint.
 
     Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
     """
@@ -29,8 +29,8 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
     device = next(tower.parameters()).device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        heads = objective.init(tower.config.hidden_size).to(device)  # type: ignore[union-attr, arg-type]
-    learner = nn.ModuleDict({"tower": tower, "heads": heads})
+        beside = objective.init(mllm).to(device)
+    learner = nn.ModuleDict({"tower": tower, "beside": beside})
     optimiser = torch.optim.AdamW(learner.parameters(), lr=objective.rate, weight_decay=objective.weight_decay)
     steps = len(examples) // objective.batch
     checkpoint, log = folder / "checkpoint.pt", folder / "metrics.jsonl"
@@ -45,7 +45,7 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         batch = {"pixels": encoder.pixels([e.images[0] for e in rows]).to(device), "targets": targets}
         for group in optimiser.param_groups:
             group["lr"] = objective.rate * _cosine(step, steps, objective.warmup)
-        loss, metrics = objective.loss(tower, batch, heads)
+        loss, metrics = objective.loss(encoder, batch, beside)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -58,16 +58,16 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         yield {**line, "steps": steps}
 
     mllm.save(folder / "model")
-    write_json(folder / "ledger.json", _entries(mllm, heads, objective, steps, spent))
+    write_json(folder / "ledger.json", _entries(mllm, beside, objective, steps, spent))
     checkpoint.unlink(missing_ok=True)
 
 
-def _entries(mllm: MLLM, heads: nn.Module, objective: Pretraining, steps: int, seconds: float) -> dict[str, Any]:
-    """The contents of ledger.json. Heads cost as the tower's linear maps do: forward, and two products on the way back."""
-    examples, weight = steps * objective.batch, next(heads.parameters())
+def _entries(mllm: MLLM, beside: nn.Module, objective: Pretraining, steps: int, seconds: float) -> dict[str, Any]:
+    """The contents of ledger.json. What learns beside the tower costs as its linear maps do: forward, and two products on the way back."""
+    examples, weight = steps * objective.batch, next(beside.parameters())
     rows, columns = mllm.detach().grid
     tokens = examples * rows * columns
-    of_heads = 6 * tokens * sum(p.numel() for p in heads.parameters() if p.ndim > 1)
+    of_beside = 6 * tokens * sum(p.numel() for p in beside.parameters() if p.ndim > 1)
     return {
         "stage": "pretrain",
         "examples": examples,
@@ -76,7 +76,7 @@ def _entries(mllm: MLLM, heads: nn.Module, objective: Pretraining, steps: int, s
         "steps": steps,
         "image_tokens": tokens,
         "text_tokens": 0,
-        "flops": tower_flops(mllm.model.config, examples) + of_heads,
+        "flops": tower_flops(mllm.model.config, examples) + of_beside,
         "seconds": seconds,
         "device": torch.cuda.get_device_name(weight.device) if weight.device.type == "cuda" else weight.device.type,
     }

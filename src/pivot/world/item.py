@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from pivot.world.draft import Claim, Draft
 from pivot.world.render import draw, truth
 from pivot.world.scene import Scene
 
-Form = Literal["pair", "caption", "turns"]
+Form = Literal["pair", "facts", "caption", "turns"]
 
 FAMILIES: dict[str, dict[str, Callable[[Dice], Draft]]] = {
     "General": {
@@ -46,9 +46,11 @@ TASKS = tuple(DOMAINS)
 SPLITS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
 CUES = {"short": "be brief.", "explained": "explain."}
-TURNS = 4
+TURNS = 3
+FACTS = 8
+LOOK = "what do you see?"
 DESCRIBE = "describe the picture."
-CAPTION_EVERY = 4  # conversations that end with a caption; without any the tiny base forgets to look
+CAPTION_EVERY = 4  # conversations that end with a caption; the others end with facts, since answers alone are few words to learn from
 
 
 def draft(split: str, seed: int, index: int, tasks: tuple[str, ...] = TASKS) -> tuple[str, Draft]:
@@ -77,7 +79,7 @@ def split_of(scene: Scene) -> str:
 
 
 def item(split: str, seed: int, index: int, *, pixels: int = 48, tasks: tuple[str, ...] = TASKS, form: Form = "pair") -> Example:
-    """The example behind an index, as a preference pair, a caption, or a conversation of several questions."""
+    """The example behind an index, as a preference pair, as facts or a caption, or as a conversation of several questions."""
     task, made = draft(split, seed, index, tasks)
     dice = Dice("style", seed, split, index)
     style = "short" if dice.coin() else "explained"
@@ -103,9 +105,13 @@ def item(split: str, seed: int, index: int, *, pixels: int = 48, tasks: tuple[st
     )
     if form == "pair":
         return example
-    if form == "caption":
-        return replace(example, prompt=DESCRIBE, responses=(Response(words),), answer=None, answer_kind=None)
-    return replace(example, **_conversation(made, dice, style))
+    if form == "turns":
+        return replace(example, **_conversation(made, dice))
+    prompt, said = DESCRIBE, words
+    if form == "facts":
+        about = questions(made.scene, dice)[: FACTS - 1]
+        prompt, said = LOOK, _facts([made.answer.explained, *(fact for _, _, fact in about)], dice)
+    return replace(example, prompt=prompt, responses=(Response(said),), answer=None, answer_kind=None)
 
 
 def ask(question: str, style: str) -> str:
@@ -116,15 +122,23 @@ def say(claim: Claim, style: str) -> str:
     return claim.short if style == "short" else claim.explained
 
 
-def _conversation(made: Draft, dice: Dice, style: str) -> dict[str, Any]:
-    """The main question at a random place among others about the same picture, as one conversation."""
-    more = [(q, short, long) for q, short, long in questions(made.scene, dice) if q != made.question][: TURNS - 1]
-    asked = dice.shuffled([(made.question, made.answer.short, made.answer.explained), *more])
+def _facts(sentences: Iterable[str], dice: Dice) -> str:
+    """Statements about the picture, each once, in random order."""
+    return " ".join(dice.shuffled(dict.fromkeys(sentences)))
+
+
+def _conversation(made: Draft, dice: Dice) -> dict[str, Any]:
+    """The main question at a random place among others about the same picture; then the whole picture in many words."""
+    more = [(q, short, long) for q, short, long in questions(made.scene, dice) if q != made.question]
+    asked = dice.shuffled([(made.question, made.answer.short, made.answer.explained), *more[: TURNS - 1]])
     turns: list[dict[str, str]] = []
     for question, short, explained in asked:
         style = dice.pick(tuple(CUES))
         turns.append({"role": "user", "content": ask(question, style)})
         turns.append({"role": "assistant", "content": short if style == "short" else explained})
-    if dice.below(CAPTION_EVERY) == 0:  # last, or the questions could be answered from it
-        turns += [{"role": "user", "content": DESCRIBE}, {"role": "assistant", "content": caption(made.scene)}]
+    # Last, or the questions could be answered from it.
+    rest = [fact for _, _, fact in more[TURNS - 1 :]][:FACTS]
+    describe = dice.below(CAPTION_EVERY) == 0 or not rest
+    turns.append({"role": "user", "content": DESCRIBE if describe else LOOK})
+    turns.append({"role": "assistant", "content": caption(made.scene) if describe else _facts(rest, dice)})
     return {"prompt": turns[0]["content"], "responses": (Response(tuple(turns[1:])),)}

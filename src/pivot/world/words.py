@@ -17,8 +17,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def tokenizer(size: int = 512, scenes: int = 3200) -> Tokenizer:
-    """Train it on the world's sentences. The same arguments give the same tokenizer."""
+def tokenizer(size: int = 640, scenes: int = 3200) -> Tokenizer:
+    """Train it on the world's sentences, until every word is one token. The same arguments give the same tokenizer."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
