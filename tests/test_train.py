@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import ALL, DPO, SFT, curve, distance, fresh, run, same, weights
 
 from pivot.data.collate import Row, Span, Trunk, encode
-from pivot.model import MLLM
+from pivot.model import MLLM, score
+from pivot.model.sample import reply
 from pivot.records import BadInput, Example, Response
 from pivot.runfolder import read_json, read_jsonl
 from pivot.train import Rates, Settings, loop, order
@@ -279,6 +280,18 @@ def test_a_row_over_the_limit_is_named(shared_mllm: MLLM, pairs: list[Example], 
     rows = [*pairs[:7], replace(pairs[7], id="too-long", responses=(Response("so " * 90),))]
     with pytest.raises(BadInput, match=r"row too-long: .* the limit is 100"):
         run(fresh(shared_mllm), SFT(), rows, tmp_path, limit=100)
+
+
+def test_a_row_over_the_context_is_named_without_any_limit(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    mllm = fresh(shared_mllm)
+    mllm.model.config.text_config.max_position_embeddings = 100
+    long = replace(pairs[7], id="too-long", prompt="so " * 90)
+    with pytest.raises(BadInput, match=r"row too-long: .* the LLM's context holds 100"):
+        run(mllm, SFT(), [*pairs[:7], long], tmp_path)
+    with pytest.raises(BadInput, match="context holds 100"):
+        score(mllm, [long])
+    with pytest.raises(BadInput, match="context holds 100"):
+        reply(mllm, [long])
 
 
 def test_a_tracker_that_is_not_there(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:

@@ -98,10 +98,11 @@ class _Model:
     def flops(self, examples: Sequence[Example], settings: Settings, trained: Sequence[str]) -> float:
         """Of one pass over the examples, from a sample of them; with gradients if anything trains."""
         from pivot.data.collate import encode
+        from pivot.model.families import context
         from pivot.model.flops import row_flops
 
         config, processor = self.parts
         sampled = [examples[i * len(examples) // SAMPLED] for i in range(SAMPLED)] if len(examples) > SAMPLED else list(examples)
         options: dict[str, Any] = {"trained": trained, "backward": bool(trained), "checkpointing": settings.checkpointing}
-        rows = [encode(example, processor, settings.label_mask, settings.limit) for example in sampled]
+        rows = [encode(example, processor, settings.label_mask, settings.limit, context(config)) for example in sampled]
         return sum(row_flops(config, row, settings.backend, **options) for row in rows) / len(rows) * len(examples)

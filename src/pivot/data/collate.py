@@ -175,10 +175,12 @@ def image_tokens(processor: LlavaProcessor, height: int, width: int) -> int:
     return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
 
 
-def encode(example: Example, processor: LlavaProcessor, label_mask: LabelMask = "clean", limit: int | None = None) -> Row:
+def encode(
+    example: Example, processor: LlavaProcessor, label_mask: LabelMask = "clean", limit: int | None = None, context: int | None = None
+) -> Row:
     """Tokenise one example and its responses, however many (none: a prompt to be answered).
 
-    `limit` bounds trunk + longest branch: what one response needs of the LLM's context. Nothing is ever cut.
+    `limit`, one's own, and `context`, what the LLM was made for, bound trunk + longest branch. Nothing is ever cut.
     """
     if label_mask not in get_args(LabelMask):
         raise BadInput(f"no label mask '{label_mask}'; known: {', '.join(get_args(LabelMask))}")
@@ -192,9 +194,10 @@ def encode(example: Example, processor: LlavaProcessor, label_mask: LabelMask = 
         trunks.append(_trunk(example, prompt, images, responses, processor, label_mask))
         branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
     row = Row(example.id, tuple(trunks), tuple(branches[n] for n in sorted(branches)))
-    if limit is not None and row.length > limit:
-        longest = max(map(len, row.branches), default=0)
-        raise BadInput(f"row {row.id}: {row.length} tokens, of which {row.image_tokens} image and {longest} response; the limit is {limit}")
+    for bound, what in ((limit, "the limit is"), (context, "the LLM's context holds")):
+        if bound is not None and row.length > bound:
+            parts = f"{row.image_tokens} image and {max(map(len, row.branches), default=0)} response"
+            raise BadInput(f"row {row.id}: {row.length} tokens, of which {parts}; {what} {bound}; shorten the row or leave it out")
     return row
 
 

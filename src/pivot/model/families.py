@@ -63,6 +63,11 @@ def family(config: PreTrainedConfig) -> Family:
     raise BadInput(f"no MLLM family '{config.model_type}'; nearest: {', '.join(near)}; a new one is one row in {__name__}")
 
 
+def context(config: PreTrainedConfig) -> int | None:
+    """Tokens that an MLLM's LLM was made for, if it says."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 @dataclass(frozen=True)
 class Language:
     """One LLM family whose attention goes by the 4-D mask and the positions it is given, and by nothing else."""

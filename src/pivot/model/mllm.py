@@ -25,10 +25,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
 from pivot.encoder.source import reach
-from pivot.model.families import family, language
-from pivot.records import BadInput, Tap, picture
+from pivot.model.families import context, family, language
+from pivot.records import BadInput, Example, Tap, picture
 from pivot.runfolder import hash_tensors, read_json, write_json
 
 if TYPE_CHECKING:
@@ -177,6 +178,10 @@ class MLLM:
         """Tower, projector and LLM. The LLM includes its head, tied or not."""
         tower, projector, llm, head = (self.model.get_submodule(getattr(self.family, n)) for n in ("tower", "projector", "llm", "head"))
         return {"tower": tower, "projector": projector, "llm": nn.ModuleDict({"model": llm, "head": head})}
+
+    def encode(self, example: Example, label_mask: LabelMask = "clean", limit: int | None = None) -> Row:
+        """Tokenise one example. A row longer than `limit`, or than what the LLM was made for, is a `BadInput`."""
+        return encode(example, self.processor, label_mask, limit, context(self.model.config))
 
     def hashes(self) -> dict[str, str]:
         """A hash of each part's weights."""

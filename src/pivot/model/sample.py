@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from pivot.data.collate import Row, encode
+from pivot.data.collate import Row
 from pivot.data.turns import formatting
 from pivot.records import BadInput, Example
 
@@ -44,7 +44,7 @@ def reply(
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(seed)
             for first in range(0, len(examples), WINDOW * batch):
-                rows = [encode(replace(e, responses=()), mllm.processor) for e in examples[first : first + WINDOW * batch]]
+                rows = [mllm.encode(replace(e, responses=())) for e in examples[first : first + WINDOW * batch]]
                 order = sorted(range(len(rows)), key=lambda n: len(rows[n].trunks[0].span))
                 said: dict[int, str] = {}
                 for start in range(0, len(order), batch):

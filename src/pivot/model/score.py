@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pivot.data.collate import LabelMask, collate, encode
+from pivot.data.collate import LabelMask, collate
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
 from pivot.model.families import family, refuse_branches
 from pivot.records import BadInput, Example
@@ -161,7 +161,7 @@ def score(
     states: list[list[Tensor]] = []
     with torch.set_grad_enabled(grad):
         for first in range(0, len(examples), batch):
-            rows = [encode(example, mllm.processor, label_mask) for example in examples[first : first + batch]]
+            rows = [mllm.encode(example, label_mask) for example in examples[first : first + batch]]
             moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in collate(rows).items()}
             found = scorer(moved, hidden=hidden)
             logps += found.logps

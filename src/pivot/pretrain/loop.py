@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], folder: Path, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Train the tower, and what of the MLLM the objective needs, in place; yield a line of metrics per step. A killed one goes on from its last checkpoint.
+    """Train the tower, and what of the MLLM the objective puts beside it, in place; yield a line of metrics per step.
 
-    Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
+    A killed one goes on from its last checkpoint. Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
     """
     tower = mllm.parts()["tower"].train()
     device = next(tower.parameters()).device

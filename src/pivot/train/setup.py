@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pivot.data.collate import Row, encode
+from pivot.data.collate import Row
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
 from pivot.recipe import differences
@@ -52,7 +52,7 @@ class Setup:
 
     def encode(self, example: Example) -> Row:
         """One example as the scorer reads it."""
-        return encode(example, self.mllm.processor, self.settings.label_mask, self.settings.limit)
+        return self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
 
     def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
         """What this process takes of each batch, encoded ahead."""
