@@ -25,11 +25,11 @@ from sklearn.linear_model import LogisticRegression
 from pivot.bench.run import greedy, run
 from pivot.bench.world import Benchmark
 from pivot.data.world import read
+from pivot.files import read_json, read_jsonl, write_json, write_jsonl
 from pivot.model import MLLM
 from pivot.model.mllm import BASE
 from pivot.probe.linear import Probe
 from pivot.records import Example
-from pivot.runfolder import read_json, read_jsonl, write_json, write_jsonl
 from pivot.world.item import DOMAINS, FAMILIES, TASKS, draft
 
 

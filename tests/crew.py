@@ -18,9 +18,9 @@ import torch
 from conftest import picture_of
 
 from pivot import lookup
+from pivot.files import hash_tensors
 from pivot.model import MLLM
 from pivot.records import Example, Response
-from pivot.runfolder import hash_tensors
 from pivot.train import Rates, Settings, reference, train
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pivot.runfolder import read_jsonl
+from pivot.files import read_jsonl
 
 RUN = Path(os.environ["PIVOT_DEMO"])
 

@@ -22,9 +22,9 @@ import torch
 from conftest import picture_of
 
 from pivot import lookup
+from pivot.files import append_jsonl, hash_json, hash_tensors, read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import Example, Response
-from pivot.runfolder import append_jsonl, hash_json, hash_tensors, read_json, read_jsonl
 from pivot.train import Rates, Settings, reference, train
 
 WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}

@@ -15,15 +15,15 @@ import pivot
 
 ROOT = Path(pivot.__file__).parent
 
-FLOOR = {"records", "recipe", "knobs", "runfolder", "lookup", "answers", "chat"}
-# Objectives and rewards are arithmetic on numbers and text: they know of no disk, hence no runfolder.
+FLOOR = {"records", "recipe", "knobs", "files", "runfolder", "lookup", "answers", "chat"}
+# Objectives and rewards are arithmetic on numbers and text: they know of no disk, hence of no files.
 SEES = {
     **dict.fromkeys(FLOOR, FLOOR),
     "world": FLOOR,
     "data": FLOOR | {"world"},
     "encoder": FLOOR | {"world", "data"},
     "model": FLOOR | {"world", "data", "encoder"},
-    "objective": FLOOR - {"runfolder"} | {"world", "data", "encoder", "model"},
+    "objective": FLOOR - {"files", "runfolder"} | {"world", "data", "encoder", "model"},
     "train": FLOOR | {"world", "data", "encoder", "model", "objective"},
     "pretrain": FLOOR | {"world", "data", "encoder", "model", "objective"},
     "reward": {"answers", "chat", "records"},
@@ -152,7 +152,7 @@ PLANTED = [
     ("world/scene.py", "from pivot.data import world", "world may not see data"),
     ("model/score.py", "import pivot.train.loop as loop", "model may not see train"),
     ("encoder/export.py", "from ..model import mllm", "encoder may not see model"),
-    ("objective/dpo.py", "from pivot.runfolder import write_json", "objective may not see runfolder"),
+    ("objective/dpo.py", "from pivot.files import write_json", "objective may not see files"),
     ("train/loop.py", "from pivot import pretrain", "train may not see pretrain"),
     ("pretrain/masked.py", "from pivot.train.loop import train", "pretrain may not see train"),
     ("probe/linear.py", "def f():\n    from pivot.train.loop import train", "probe may not see train"),
@@ -182,7 +182,7 @@ PLANTED = [
 FINE = [
     (
         "train/loop.py",
-        "import torch\nfrom pivot.model.score import Scorer\nfrom pivot.runfolder import write_json\nfrom . import checkpoint",
+        "import torch\nfrom pivot.model.score import Scorer\nfrom pivot.files import write_json\nfrom . import checkpoint",
     ),
     ("records.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ("cli.py", "def run():\n    import torch\n    from pivot.train import loop\nfrom pivot import chain\nprint('x')"),
@@ -199,7 +199,19 @@ FINE = [
 def plant(root: Path, place: str, code: str) -> Path:
     """A package of empty modules, one of them with the given code."""
     tree = root / "pivot"
-    empty = ["records", "runfolder", "answers", "cli", "chain", "world/scene", "data/world", "encoder/encoder", "model/mllm", "model/score"]
+    empty = [
+        "records",
+        "files",
+        "runfolder",
+        "answers",
+        "cli",
+        "chain",
+        "world/scene",
+        "data/world",
+        "encoder/encoder",
+        "model/mllm",
+        "model/score",
+    ]
     empty += [
         "objective/dpo",
         "train/loop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ import pytest
 
 from pivot import chain, cli
 from pivot.chain import Stage, Work
+from pivot.files import write_text
 from pivot.records import Example, Response
-from pivot.runfolder import RunFolder, write_text
+from pivot.runfolder import RunFolder
 
 RECIPE = """
 name: small
@@ -82,11 +84,24 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("probe linear full --data world,siz=3", "unknown key 'siz'", "did you mean 'size'?"),
         ("bench run base --suite word", "no bench named 'word'", "did you mean 'world'?"),
         ("data make full", "full exists already", "another path"),
+        ("report full --out page.html", "--out page.html names a page", "give a folder, such as --out page:"),
+        ("ask base broken.png ''", "the question is empty", "write one"),
+        ("probe linear full --at tower", "at: ", "not 'tower' (probe linear)"),
+        ("probe linear full --test 2", "--test", "less than or equal to 1"),
+        ("bench run base --arm a/b", "--arm a/b", "give it letters"),
+        ("data make /proc/out", "cannot write /proc/out: No such file or directory", "check the path"),
+        ("data make broken.png/out", "cannot write broken.png/out: Not a directory", "check the path"),
+        ("data show --image /proc/out.png", "cannot write /proc/out.png", "check the path"),
+        ("run small.yaml out=/proc/out", "cannot write /proc/out", "check the path"),
+        ("data show --data ''", "data '' names no reader", "write READER,KEY=VALUE"),
+        ("data show --data world,tasks=wrd", "no task 'wrd'", "did you mean word?"),
+        ("data show --data rows", "path: is missing", "give it"),
+        ("data show --data rows,path=full", "rows not found: full/data.jsonl", "give the folder"),
         ("data show --index 9 --data world,size=3", "no example 9", "--index below"),
     ],
 )
 def test_wrong_input_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], arguments: str, what: str, advice: str) -> None:
-    said = refusal(capsys, *arguments.split())
+    said = refusal(capsys, *shlex.split(arguments))
     assert what in said and advice in said
 
 

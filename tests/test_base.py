@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from pivot.bench.run import greedy, run
 from pivot.bench.world import Benchmark
 from pivot.data.world import read
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.model.mllm import BASE
-from pivot.runfolder import read_json, read_jsonl
 from pivot.world.item import FAMILIES, TASKS
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,12 +11,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pivot.bench.run import greedy, measure, run
+from pivot.bench import run as asking
+from pivot.bench.run import greedy, identity, keep, measure, run
 from pivot.bench.world import Benchmark
 from pivot.data import world
+from pivot.files import append_jsonl, read_jsonl
 from pivot.lookup import find
-from pivot.records import BadInput, Example
-from pivot.runfolder import RunFolder, append_jsonl, read_jsonl
+from pivot.model import MLLM
+from pivot.model.sample import reply
+from pivot.records import BadInput, Example, picture
+from pivot.runfolder import RunFolder
 
 
 @dataclass
@@ -114,7 +119,7 @@ def test_the_answers_file_holds_what_scoring_needs(items: list[Example], tmp_pat
     found = run(Benchmark(), Script(replies), folder.answers_file("sft", 0, "world"), examples=items, arm="sft", fingerprint="f")
     rows = read_jsonl(folder.answers_file("sft", 0, "world"))
     assert [r["id"] for r in rows] == [e.id for e in items]
-    assert rows[0] | {"image": ""} == {
+    assert rows[0] | {"image": "", "images_sha256": ""} == {
         "id": items[0].id,
         "task": "existence",
         "domain": "General",
@@ -125,6 +130,7 @@ def test_the_answers_file_holds_what_scoring_needs(items: list[Example], tmp_pat
         "answer": items[0].answer,
         "grade": 0.0,
         "image": "",
+        "images_sha256": "",
     }
     assert measure(rows, "world", arm="sft", fingerprint="f") == found
     folder.write_measurement(found)
@@ -178,13 +184,20 @@ def test_a_killed_run_goes_on_and_ends_the_same(items: list[Example], tmp_path: 
     assert not list(tmp_path.rglob("*.partial"))
 
 
-@pytest.mark.parametrize("change", ["fingerprint", "no fingerprint", "batch", "items"])
+@pytest.mark.parametrize("change", ["fingerprint", "no fingerprint", "batch", "items", "picture in memory", "picture on disk"])
 def test_what_was_answered_otherwise_is_asked_again(items: list[Example], tmp_path: Path, change: str) -> None:
     file, items = tmp_path / "a.jsonl", items[:24]
+    if change == "picture on disk":
+        picture(items[0].images[0]).save(tmp_path / "seen.png")
+        items[0] = replace(items[0], images=(tmp_path / "seen.png",))
     mark = "" if change == "no fingerprint" else "w1"
     with pytest.raises(KeyboardInterrupt):
         run(Benchmark(), Script(dict.fromkeys(truths(items), "stale"), dies_after=20), file, examples=items, batch=10, fingerprint=mark)
     asked = [replace(items[0], prompt="another question?"), *items[1:]] if change == "items" else items
+    if change == "picture in memory":
+        asked = [replace(items[0], images=items[1].images), *items[1:]]
+    if change == "picture on disk":
+        picture(items[1].images[0]).save(tmp_path / "seen.png")
     again = Script(truths(items))
     options = {
         "fingerprint": {"batch": 10, "fingerprint": "w2"},
@@ -194,6 +207,50 @@ def test_what_was_answered_otherwise_is_asked_again(items: list[Example], tmp_pa
     run(Benchmark(), again, file, examples=asked, **options.get(change, {"batch": 10, "fingerprint": "w1"}))  # type: ignore[arg-type]
     assert again.asked == 24
     assert "stale" not in file.read_text()
+
+
+def test_answers_are_kept_for_the_same_model_and_questions_and_never_overwritten(
+    items: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mllm: MLLM
+) -> None:
+    """Asked again by the same name: the same replies are graded again, without asking; others stay where they are."""
+    folder, asked, script = RunFolder(tmp_path), items[:8], Script(truths(items))
+    monkeypatch.setattr(asking, "greedy", lambda _: script)
+    first = keep(Benchmark(), mllm, folder, "mine", asked)
+    assert script.asked == 8 and first.metrics["mean"] == 1
+    answers, before = folder.answers_file("mine", 0, "world"), folder.answers_file("mine", 0, "world").read_bytes()
+    assert keep(Benchmark(), mllm, folder, "mine", asked) == first
+    assert script.asked == 8 and answers.read_bytes() == before
+    regraded = [replace(asked[0], answer="none of this"), *asked[1:]]
+    assert keep(Benchmark(), mllm, folder, "mine", regraded).metrics["mean"] < 1 and script.asked == 8
+
+    before = answers.read_bytes()
+    for other in (asked[:6], [*asked[:7], items[8]], [replace(asked[0], images=asked[1].images), *asked[1:]]):
+        with pytest.raises(BadInput, match=r"mine-seed-0-world\.jsonl holds answers to other questions; give another --arm"):
+            keep(Benchmark(), mllm, folder, "mine", other)
+    next(mllm.parts()["projector"].parameters()).data.add_(1)
+    with pytest.raises(BadInput, match="holds answers of another model, or of what 'mine' was before"):
+        keep(Benchmark(), mllm, folder, "mine", asked)
+    assert answers.read_bytes() == before and script.asked == 8
+    keep(Benchmark(), mllm, folder, "other", asked)
+    assert script.asked == 16 and {one.arm for one in folder.measurements()} == {"mine", "other"}
+
+
+def test_whatever_decides_replies_is_in_a_models_identity(mllm: MLLM, items: list[Example]) -> None:
+    mllm = MLLM(mllm.model, copy.deepcopy(mllm.processor), mllm.tap)
+    seen = [identity(mllm)]
+    reply(mllm, items[:2], max_new=2)  # pads: what a call leaves behind does not count
+    assert identity(mllm) == seen[0]
+    mllm.processor.image_processor.image_mean = [0.4, 0.5, 0.5]
+    seen.append(identity(mllm))
+    mllm.processor.chat_template += " "
+    seen.append(identity(mllm))
+    mllm.processor.tokenizer.add_tokens(["new"])
+    seen.append(identity(mllm))
+    mllm.model.config.vision_feature_layer = -1
+    seen.append(identity(mllm))
+    next(mllm.model.parameters()).data.add_(1)
+    seen.append(identity(mllm))
+    assert len(set(seen)) == 6
 
 
 def test_bad_data_is_named(items: list[Example], tmp_path: Path) -> None:
@@ -211,8 +268,6 @@ def test_bad_data_is_named(items: list[Example], tmp_path: Path) -> None:
 
 def test_a_model_answers_by_itself(items: list[Example], tmp_path: Path) -> None:
     """With random weights it says nothing sensible, but the same each time, and every reply is kept and graded by the rules."""
-    from pivot.model import MLLM
-
     mllm = MLLM.tiny()
     asked = items[:6]
     first = run(Benchmark(), greedy(mllm), tmp_path / "a.jsonl", examples=asked, batch=4)

@@ -15,9 +15,10 @@ import torch
 
 from pivot import chain, recipe
 from pivot.chain import Event, Stage, Work
+from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement
-from pivot.runfolder import RunFolder, hash_file, read_json, read_jsonl, write_json, write_text
+from pivot.runfolder import RunFolder
 
 PLAIN: dict[str, Any] = {
     "name": "small",
@@ -26,6 +27,7 @@ PLAIN: dict[str, Any] = {
         "pairs": {"read": "world", "size": 8},
         "heldout": {"read": "world", "split": "test", "size": 40},
         "few": {"read": "world", "split": "test", "size": 12},
+        "fewer": {"read": "world", "split": "test", "size": 8},
     },
     "arms": {
         "original": {},
@@ -33,12 +35,13 @@ PLAIN: dict[str, Any] = {
         "dpo": {"objective": {"name": "dpo"}, "rates": {"tower": 1e-4, "projector": 1e-4, "llm": 0.0}},
     },
     "post": {"batch": 4},
-    "probes": {"linear": {"data": "heldout"}},
-    "bench": {"world": {"data": "few"}},
+    "probes": {"linear": {"data": "heldout"}, "behind": {"use": "linear", "at": "projector", "data": "heldout"}},
+    "bench": {"world": {"data": "few"}, "again": {"use": "world", "data": "fewer"}},
 }
 RATES = {"tower": 1.0, "projector": 1.0, "llm": 1.0}
 POSTS = ["post-sft/seed-0", "post-dpo/seed-0"]
-REST = [f"{what}-{arm}" for arm in ("original", "sft/seed-0", "dpo/seed-0") for what in ("encoder", "probe-linear", "bench-world")]
+STEPS = ("encoder", "probe-linear", "probe-behind", "bench-world", "bench-again")
+REST = [f"{what}-{arm}" for arm in ("original", "sft/seed-0", "dpo/seed-0") for what in STEPS]
 
 
 def made(**changes: Any) -> recipe.Recipe:
@@ -94,7 +97,7 @@ def test_training_comes_first_then_each_arm_is_measured_then_the_report() -> Non
 
 def test_the_original_arm_is_measured_once_and_the_others_per_seed() -> None:
     names = [stage.name for stage in chain.stages(made(seeds=[3, 4]))]
-    assert [name for name in names if name.startswith("bench")] == [
+    assert [name for name in names if name.startswith("bench-world")] == [
         "bench-world-original",
         *(f"bench-world-{arm}/seed-{seed}" for arm in ("sft", "dpo") for seed in (3, 4)),
     ]
@@ -144,7 +147,7 @@ def test_a_changed_output_is_made_again_with_what_follows_from_it(stand: Stand, 
     stand.run(folder)
     (folder.path / "encoder-sft/seed-0/out").unlink()
     stand.content = "two"
-    assert stand.run(folder) == ["encoder-sft/seed-0", "probe-linear-sft/seed-0", "report"]
+    assert stand.run(folder) == ["encoder-sft/seed-0", "probe-linear-sft/seed-0", "probe-behind-sft/seed-0", "report"]
 
 
 def test_what_comes_out_as_before_makes_nothing_else_stale(stand: Stand, folder: RunFolder) -> None:
@@ -239,8 +242,15 @@ def test_the_run_folder_holds_what_the_design_says(finished: RunFolder) -> None:
         encoder = {"config.json", "model.safetensors", "preprocessor_config.json", "tap.json", "parity.json"}
         assert encoder <= set(os.listdir(finished.encoder(arm)))
         assert len(read_jsonl(finished.answers_file(arm, 0, "world"))) == 12
+        assert len(read_jsonl(finished.answers_file(arm, 0, "again"))) == 8
     found = {(one.arm, one.kind, one.name) for one in finished.measurements()}
-    assert found == {(arm, *what) for arm in ("original", "sft", "dpo") for what in (("probe", "linear"), ("bench", "world"))}
+    measured = [("probe", "linear"), ("probe", "behind"), ("bench", "world"), ("bench", "again")]
+    assert found == {(arm, *what) for arm in ("original", "sft", "dpo") for what in measured}
+    results = read_json(finished.report / "results.json")
+    assert {(row["arm"], row["kind"], row["name"]) for row in results["rows"]} == found
+    assert {(pair["kind"], pair["name"]) for pair in results["pairs"]} == set(measured)
+    page = (finished.report / "index.html").read_text()
+    assert all(name in page for _, name in measured)
     assert (finished.report / "index.html").exists() and "rows" in read_json(finished.report / "results.json")
 
 
@@ -307,7 +317,7 @@ def test_measurements_of_one_arm_are_the_same_beside_others_or_alone(finished: R
     use = made()
     encoders = {arm: Encoder.load(finished.encoder(arm)) for arm in ("original", "sft")}
     together: list[Measurement] = list(lookup.find("probe", "linear")().run(encoders, use.examples("heldout")))
-    alone = {one.arm: one.metrics for one in finished.measurements() if one.kind == "probe"}
+    alone = {one.arm: one.metrics for one in finished.measurements() if one.name == "linear"}
     assert {one.arm: one.metrics for one in together} == {arm: alone[arm] for arm in encoders}
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from pivot import chain, cli, recipe, screen
 from pivot.chain import Event
+from pivot.model import MLLM
 from pivot.records import CheckFailed, Measurement
 from pivot.screen import Screen
 
@@ -218,11 +219,54 @@ def test_data_show_and_make_agree(tmp_path: Path, capsys: pytest.CaptureFixture[
         picture = tmp_path / f"{index}.png"
         assert cli.call(["data", "show", *source, "--index", str(index), "--image", str(picture), "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
-        assert shown == {key: value for key, value in row.items() if key != "images"}
+        assert shown == {key: value for key, value in row.items() if key not in ("images", "truth")}
         with Image.open(picture) as one, Image.open(tmp_path / "out" / row["images"][0]) as other:
             assert one.tobytes() == other.tobytes()
     assert cli.call(["data", "show", *source]) == 0
     assert "chosen:" in capsys.readouterr().out
+
+
+def test_a_probe_has_its_knobs_on_the_command_line(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    mllm.detach().save(tmp_path / "encoder")
+
+    def found(*options: str) -> dict[str, Any]:
+        assert cli.call(["probe", "linear", str(tmp_path / "encoder"), "--data", "world,split=test,size=40", "--json", *options]) == 0
+        (one,) = json.loads(capsys.readouterr().out)["measurements"]
+        return one
+
+    plain = found()
+    assert plain["name"] == "linear" and plain == found("--at", "encoder", "--seed", "0", "--batch", "16")
+    behind = found("--at", "projector", "--targets", "kind, colour", "--test", "0.5", "--validation", "0.2")
+    assert behind["name"] == "linear-projector" and behind["n"] > plain["n"]
+    assert {metric for metric in behind["metrics"] if "/" not in metric} == {"kind", "colour", "mean"}
+    assert found("--seed", "1")["metrics"] != plain["metrics"]
+
+
+def test_a_bench_keeps_what_was_answered_before(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default folder is the same for every model and every time."""
+    monkeypatch.chdir(tmp_path)
+    for place in ("a/b", "a_b", "a/c"):  # the first two are called alike
+        next(mllm.parts()["projector"].parameters()).data.add_(1)
+        mllm.save(Path(place))
+    ask = ["--data", "world,split=test,size=4", "--json"]
+    assert cli.call(["bench", "run", "a/b", *ask]) == 0
+    answers = tmp_path / "runs/bench/answers/a_b-seed-0-world.jsonl"
+    said, before = capsys.readouterr().out, answers.read_bytes()
+    assert cli.call(["bench", "run", "a/b", *ask]) == 0
+    assert capsys.readouterr().out == said
+    for other in (["a_b", *ask], ["a/b", "--data", "world,split=test,size=6"]):
+        assert cli.call(["bench", "run", *other]) == 2
+        assert "give another --arm or --out" in capsys.readouterr().err
+    assert (
+        cli.call(["bench", "run", "a_b", *ask, "--arm", "third"]) == cli.call(["bench", "run", "../" + tmp_path.name + "/a/c", *ask]) == 0
+    )
+    assert answers.read_bytes() == before
+    assert len(list((tmp_path / "runs/bench/measurements").iterdir())) == 3
 
 
 def test_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:

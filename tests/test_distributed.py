@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 from training import curve, distance
 
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
-from pivot.runfolder import read_json, read_jsonl
 
 BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 RUNS: list[dict[str, Any]] = [

@@ -246,7 +246,11 @@ def test_behind_the_projector() -> None:
     [
         ([Example(str(i), (Image.new("RGB", (48, 48)),), "") for i in range(9)], "neither objects"),
         ([scene(0)], "too few"),
-        ([scene(i) for i in range(9)], "has colour, kind, luck"),
+        (
+            [scene(i) for i in range(19)],
+            r"19 images with labels, a pair as one, are too few \(9 to train, 3 to validate, 7 to test\); give at least 20",
+        ),
+        ([scene(i) for i in range(20)], "has colour, kind, luck"),
     ],
 )
 def test_data_without_anything_to_probe_is_one_line(data: list[Example], said: str) -> None:

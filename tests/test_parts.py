@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from training import ALL, SFT, curve, distance, fresh, run, weights
 
+from pivot.files import read_json
 from pivot.model import MLLM
 from pivot.records import BadInput, CheckFailed, Example
-from pivot.runfolder import read_json
 from pivot.train import Rates
 
 TOWER, PROJECTOR, LLM = "model.vision_tower", "model.multi_modal_projector", "model.language_model"

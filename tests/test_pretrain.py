@@ -11,11 +11,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pivot.data.world import read
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.pretrain.loop import pretrain
 from pivot.pretrain.supervised import HEADS, IGNORE, Pretraining
 from pivot.records import BadInput, Example
-from pivot.runfolder import read_json, read_jsonl
 from pivot.world.glyphs import DIGITS, LETTERS
 from pivot.world.scene import COLOURS, KINDS, ORIENTATIONS, TEXTURES
 

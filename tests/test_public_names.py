@@ -18,17 +18,17 @@ NAMES = {
 RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "picture"}
 VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
-    "bench run": {"mllm", "--suite", "--data", "--out", "--json"},
+    "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
     "data make": {"out", "--data", "--json"},
     "data show": {"--data", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--only", "--json"},
     "detach": {"mllm", "out", "--truncate", "--json"},
     "env": {"--json"},
-    "probe linear": {"encoders", "--data", "--json"},
+    "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
     "report": {"runs", "--out", "--json"},
     "run": {"recipe", "changes", "--plan", "--only", "--json"},
 }
-MODULES = {"data": {"world"}, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
+MODULES = {"data": {"rows", "world"}, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
 
 
 @pytest.mark.parametrize("package", NAMES)

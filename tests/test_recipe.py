@@ -79,6 +79,20 @@ def test_scalars_are_read_as_people_mean_them(text: str, value: Any) -> None:
     assert read == value and type(read) is type(value)
 
 
+def test_one_probe_or_bench_can_be_used_under_several_names(small: str, tmp_path: Path) -> None:
+    twice = recipe.load(small, ["probes.behind={use: linear, at: projector, data: heldout}", "bench.again={use: world, data: pairs}"])
+    assert {name: (use["use"], use["at"]) for name, use in twice.probes.items()} == {
+        "linear": ("linear", "encoder"),
+        "behind": ("linear", "projector"),
+    }
+    assert {name: (use["use"], use["data"]) for name, use in twice.bench.items()} == {
+        "world": ("world", "heldout"),
+        "again": ("world", "pairs"),
+    }
+    recipe.freeze(twice, RunFolder(tmp_path / "run"))
+    assert recipe.load(str(tmp_path / "run" / "recipe.yaml")) == twice
+
+
 def test_overrides_reach_any_depth_and_leave_the_rest(small: str) -> None:
     before = recipe.load(small)
     after = recipe.load(small, ["arms.dpo.objective.beta=5e-1", "post.batch=2", "seeds=[3, 4]"])
@@ -128,6 +142,12 @@ def test_a_run_folder_refuses_another_recipe_and_names_what_changed(small: str, 
         ("post=null", "post: is missing", "settings"),
         ("probes.linear.data=held", "probes.linear.data: no data named 'held'", "heldout"),
         ("probes.linaer.data=heldout", "probes: no probe named 'linaer'", "did you mean 'linear'?"),
+        ("probes.linaer.data=heldout", "probes: no probe named 'linaer'", "needs use: MODULE"),
+        ("probes.mine={use: linaer, data: heldout}", "probes.mine.use: no probe named 'linaer'", "did you mean 'linear'?"),
+        ("probes.mine={use: 3}", "probes.mine.use: must be one of: linear", "not 3"),
+        ("probes.mine={use: linear, at: tower, data: heldout}", "probes.mine.at", "not 'tower'"),
+        ("probes.mine={use: linear, data: held}", "probes.mine.data: no data named 'held'", "heldout"),
+        ("probes={a/b: {use: linear, data: heldout}}", "probes: 'a/b' is no name", "letters"),
         ("bench.world.dta=heldout", "bench.world: unknown key 'dta'", "did you mean 'data'?"),
         ("seeds=[]", "seeds", "at least 1"),
         ("seeds=[1, 1]", "seeds: must differ", "[1, 1]"),
@@ -168,6 +188,9 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, 
 
 def test_data_can_be_named_in_one_line() -> None:
     assert len(recipe.read("world,split=test,size=4")) == 4
+    for tasks in ("word", "[word]", "[word,number]", "[word, number]"):
+        found = {example.task for example in recipe.read(f"world,tasks={tasks},size=4")}
+        assert found == ({"word", "number"} if "number" in tasks else {"word"})
     for source, said in {"world,size=many": "size", "wurld": "did you mean 'world'?", "world,size": "key.sub=value"}.items():
         with pytest.raises(BadInput, match=said):
             recipe.read(source)

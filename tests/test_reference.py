@@ -15,9 +15,9 @@ import torch
 from tokenizers.normalizers import Replace
 from training import ALL, DPO, SHORT, curve, fresh, run, same, weights
 
+from pivot.files import read_json
 from pivot.model import MLLM, flops, score
 from pivot.records import BadInput, CheckFailed, Example, Response
-from pivot.runfolder import read_json
 from pivot.train import Rates, Settings, reference, train
 from pivot.train.reference import Entry, identity, row_key
 from pivot.train.setup import build

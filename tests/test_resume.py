@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from training import ALL, DPO, SFT, SHORT, Event, curve, fresh, run, same, weights
 
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.objective._contract import Logps, Metrics, Picked
 from pivot.records import BadInput, Example, Response
-from pivot.runfolder import read_json, read_jsonl
 from pivot.train import Rates, Settings, checkpoint, train
 
 

@@ -62,6 +62,13 @@ def test_greedy_equals_decoding_without_a_cache(talker: MLLM, prompts: list[Exam
     assert reply(talker, prompts, max_new=NEW, batch=64) == texts
 
 
+def test_questions_without_pictures_are_answered_alone_and_among_others(talker: MLLM, prompts: list[Example]) -> None:
+    bare = [replace(example, id=f"bare-{n}", images=()) for n, example in enumerate(prompts[:2])]
+    expected = [by_hand(talker, example)[0] for example in [*bare, prompts[2]]]
+    assert reply(talker, bare, max_new=NEW) == expected[:2]
+    assert reply(talker, [*bare, prompts[2]], max_new=NEW) == expected
+
+
 def test_nothing_is_computed_after_the_last_reply_has_ended(talker: MLLM, prompts: list[Example]) -> None:
     steps: list[int] = []
     end = torch.zeros(talker.model.lm_head.out_features)

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import ALL, DPO, SFT, curve, distance, fresh, run, same, weights
 
 from pivot.data.collate import Row, Span, Trunk, encode
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, score
 from pivot.model.sample import reply
 from pivot.records import BadInput, Example, Response
-from pivot.runfolder import read_json, read_jsonl
 from pivot.train import Rates, Settings, loop, order
 from pivot.train.feed import Data, count
 

@@ -13,9 +13,9 @@ import torch
 from training import SFT, curve, fresh, run
 
 from pivot.data.collate import encode
+from pivot.files import read_json
 from pivot.model import MLLM
 from pivot.records import CheckFailed, Example, Response
-from pivot.runfolder import read_json
 from pivot.train import Rates, order, watch
 from pivot.train.watch import ENOUGH, TREND, Watch
 
@@ -29,7 +29,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def poisoned(pairs: Sequence[Example], mllm: MLLM, name: str, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """Make the pixels of one row a given value."""
-    from pivot.train import setup
+    from pivot.model import mllm as module
 
     def spoilt(example: Example, *args: Any) -> Any:
         row = encode(example, *args)
@@ -37,7 +37,7 @@ def poisoned(pairs: Sequence[Example], mllm: MLLM, name: str, monkeypatch: pytes
             return row
         return replace(row, trunks=(replace(row.trunks[0], pixels=torch.full_like(row.trunks[0].pixels, value)),))
 
-    monkeypatch.setattr(setup, "encode", spoilt)
+    monkeypatch.setattr(module, "encode", spoilt)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_row(

@@ -12,13 +12,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from pivot import runfolder
+from pivot import files
+from pivot.files import read_jsonl
 from pivot.model import MLLM
 from pivot.objective._contract import Objective
 from pivot.objective.dpo import Objective as DPO
 from pivot.objective.sft import Objective as SFT
 from pivot.records import Example
-from pivot.runfolder import read_jsonl
 from pivot.train import Rates, Settings, loop, train
 from pivot.train.loop import Event
 
@@ -44,7 +44,7 @@ def run(
 ) -> list[Event]:
     """All events of a short run. `model`: also write the trained model, which takes as long as all the rest."""
     with ExitStack() as patched:
-        patched.enter_context(mock.patch.object(runfolder, "_sync"))
+        patched.enter_context(mock.patch.object(files, "_sync"))
         if not model:
             patched.enter_context(mock.patch.object(loop, "save_model"))
         return list(train(mllm, objective, examples, Settings(**{**SHORT, **settings}), folder, rates=rates, validation=validation))

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pivot import lookup
 from pivot import recipe as recipes
+from pivot.files import discard, hash_file, read_json
 from pivot.knobs import nearest
 from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
-from pivot.runfolder import ORIGINAL, RunFolder, discard, hash_file, hash_json, read_json
+from pivot.runfolder import ORIGINAL, RunFolder
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     arm: str = ""
     seed: int = 0
-    module: str = ""  # which probe or bench
+    entry: str = ""  # which of the recipe's probes or benches
 
 
 @dataclass(frozen=True)
@@ -311,32 +312,35 @@ class Work:
     def _probe(self, stage: Stage) -> list[Path]:
         from pivot.encoder import Encoder
 
-        use = self.recipe.probes[stage.module]
-        knobs = {key: value for key, value in use.items() if key != "data"}
+        use = self.recipe.probes[stage.entry]
+        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
         encoder = Encoder.load(self.folder.encoder(stage.arm, stage.seed)).to(_device())
         steady(encoder.model)
-        found = lookup.find("probe", stage.module)(**knobs).run({stage.arm: encoder}, self.recipe.examples(use["data"]))
-        return [self.folder.write_measurement(replace(one, arm=stage.arm, seed=stage.seed)) for one in found]
+        found = list(lookup.find("probe", use["use"])(**knobs).run({stage.arm: encoder}, self.recipe.examples(use["data"])))
+        # Named as in the recipe, where names are unique: the same probe may be used twice.
+        names = [stage.entry if len(found) == 1 else f"{stage.entry}-{one.name}" for one in found]
+        kept = [replace(one, name=name, arm=stage.arm, seed=stage.seed) for one, name in zip(found, names, strict=True)]
+        return [self.folder.write_measurement(one) for one in kept]
 
     def _bench(self, stage: Stage) -> list[Path]:
         from pivot.bench import run as ask
 
-        use = self.recipe.bench[stage.module]
-        knobs = {key: value for key, value in use.items() if key != "data"}
+        use = self.recipe.bench[stage.entry]
+        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
         mllm = self._trained(stage).to(_device())
         steady(mllm.model)
-        answers = self.folder.answers_file(stage.arm, stage.seed, stage.module)
+        answers = self.folder.answers_file(stage.arm, stage.seed, stage.entry)
         found = ask.run(
-            lookup.find("bench", stage.module)(**knobs),
+            lookup.find("bench", use["use"])(**knobs),
             ask.greedy(mllm),
             answers,
             examples=self.recipe.examples(use["data"]) if use["data"] else None,
             arm=stage.arm,
             seed=stage.seed,
-            fingerprint=hash_json(mllm.hashes()),
+            fingerprint=ask.identity(mllm),
             progress=self._progress(stage),
         )
-        return [self.folder.write_measurement(found), answers]
+        return [self.folder.write_measurement(replace(found, name=stage.entry)), answers]
 
     def _report(self, stage: Stage) -> list[Path]:
         from pivot.report import page

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pivot.files import is_disk_full, to_json
 from pivot.records import BadInput, CheckFailed
-from pivot.runfolder import is_disk_full, to_json
 from pivot.screen import Screen, scores, table
 
 if TYPE_CHECKING:
@@ -110,10 +110,12 @@ def _run(source: str, changes: Sequence[str], plan: bool, only: str | None, json
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Where to; by default report/ in the first run folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for index.html and results.json; by default report/ in the first run.")] = None,
     json: Json = False,
 ) -> None:
     """Write the page of one run, or of several side by side."""
+    if out and out.suffix.lower() in (".html", ".htm"):
+        raise BadInput(f"--out {out} names a page; give a folder, such as --out {out.with_suffix('')}: the page is its index.html")
     from pivot.report import page
     from pivot.runfolder import RunFolder
 
@@ -134,6 +136,8 @@ def ask(
     json: Json = False,
 ) -> None:
     """Ask an MLLM about a picture."""
+    if not question.strip():
+        raise BadInput("the question is empty; write one, such as 'what do you see?'")
     from pivot.records import Example, picture
 
     seen = picture(image)
@@ -174,19 +178,26 @@ def detach(
 def probe_linear(
     encoders: Annotated[list[str], typer.Argument(help="Detached encoders, transformers folders, or hf:ID.")],
     source: Source = HELDOUT,
+    at: Annotated[str, typer.Option(help="Where to read: 'encoder', at its tap, or 'projector', behind that.")] = "encoder",
+    targets: Annotated[str | None, typer.Option(metavar="NAME,...", help="Which labels; by default all that the data have.")] = None,
+    validation: Annotated[float | None, typer.Option(min=0, max=1, help="Share of images that choose C.")] = None,
+    test: Annotated[float | None, typer.Option(min=0, max=1, help="Share of images that are measured on; the rest trains.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     json: Json = False,
 ) -> None:
     """What a linear classifier reads out of encoders' features."""
-    from pivot import lookup
-    from pivot.recipe import read
+    from pivot.recipe import instrument, read
 
-    examples = read(source)
+    given = {"targets": targets.replace(" ", "").split(",") if targets else None, "validation": validation, "test": test}
+    chosen = {key: value for key, value in given.items() if value is not None}  # the probe declares its own defaults
+    linear, examples = instrument("probe", "linear", at=at, seed=seed, batch=batch, **chosen), read(source)
     from pivot.chain import steady
     from pivot.encoder import Encoder
 
     opened = {name: Encoder.load(name).to(_device()) for name in encoders}
     steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))
-    _results(list(lookup.find("probe", "linear")().run(opened, examples)), None, json)
+    _results(list(linear.run(opened, examples)), None, json)
 
 
 @bench.command("run")
@@ -195,34 +206,33 @@ def bench_run(
     suite: Annotated[str, typer.Option(help="Which benchmark.")] = "world",
     source: Annotated[str | None, typer.Option("--data", metavar="READER,KEY=VALUE,...", help="Items to ask instead of its own.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for answers and measurement.")] = Path("runs/bench"),
+    arm: Annotated[str | None, typer.Option(metavar="NAME", help="What to call it there; by default after MLLM.")] = None,
     json: Json = False,
 ) -> None:
-    """Ask an MLLM a benchmark's questions, keep the replies, and score them."""
-    from pivot import lookup
-    from pivot.recipe import read
-    from pivot.runfolder import RunFolder, hash_json
+    """Ask an MLLM a benchmark's questions, keep the replies, and score them.
 
-    benchmark = lookup.find("bench", suite)()
-    examples = read(source) if source else None
+    What the same model answered to the same questions before is graded again, not asked; other answers of that name are not
+    overwritten.
+    """
+    from pivot.recipe import NAME, instrument, read
+    from pivot.runfolder import RunFolder
+
+    arm = arm or re.sub(r"[^\w.+]+", "_", mllm).strip("_.") or "mllm"
+    if not re.match(NAME, arm):
+        raise BadInput(f"--arm {arm}: files are called so; give it letters, digits and _ . + -")
+    benchmark = instrument("bench", suite)
+    examples = read(source) if source else benchmark.examples()
     from pivot.bench import run as asking
     from pivot.chain import steady
     from pivot.model import MLLM
 
     model = MLLM.load(mllm, device=_device())
     steady(model.model)
-    folder, arm = RunFolder(out), re.sub(r"[^\w.+]+", "_", mllm).strip("_")
+    folder = RunFolder(out)
     with folder.alone(), _screen(json) as screen:
-        found = asking.run(
-            benchmark,
-            asking.greedy(model),
-            folder.answers_file(arm, 0, suite),
-            examples=examples,
-            arm=arm,
-            fingerprint=hash_json(model.hashes()),
-            progress=screen.progress(f"bench-{suite}"),
-        )
-        folder.write_measurement(found)
-        folder.note(name=out.name)
+        found = asking.keep(benchmark, model, folder, arm, examples, screen.progress(f"bench-{suite}"))
+        if not folder.manifest():
+            folder.note(name=out.name)
     _results([found], None, json)
 
 
@@ -235,8 +245,8 @@ def data_make(
     """Write examples as files: one JSON line each, pictures as PNG."""
     _free(out)
     from pivot.data.write import ROWS, write
+    from pivot.files import whole_folder
     from pivot.recipe import read
-    from pivot.runfolder import whole_folder
 
     examples = read(source)
     with whole_folder(out) as unfinished, _screen(json) as screen:
@@ -263,8 +273,8 @@ def data_show(
     example = examples[index]
     found = row(example)
     if image:
+        from pivot.files import whole_file
         from pivot.records import picture
-        from pivot.runfolder import whole_file
 
         with whole_file(image) as unfinished:
             picture(example.images[0]).save(unfinished, "PNG")

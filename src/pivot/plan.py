@@ -40,7 +40,7 @@ def _size(recipe: Recipe, stage: Stage, model: _Model) -> dict[str, Any]:
     if stage.kind == "pretrain" and recipe.pretrain:
         examples = len(recipe.examples(recipe.pretrain["data"]))
         return _row(examples, examples // recipe.pretrain["batch"], model.parameters["tower"])
-    data = {"probe": recipe.probes, "bench": recipe.bench}.get(stage.kind, {}).get(stage.module, {}).get("data")
+    data = {"probe": recipe.probes, "bench": recipe.bench}.get(stage.kind, {}).get(stage.entry, {}).get("data")
     return _row(len(recipe.examples(data)) if data else None)
 
 

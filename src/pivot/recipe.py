@@ -17,13 +17,15 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_serializer, model_validator
 
 from pivot import lookup
+from pivot.files import write_text
 from pivot.knobs import Wrong, check_keys, fill, first_error, nearest
 from pivot.records import BadInput, Example
-from pivot.runfolder import ORIGINAL, RunFolder, write_text
+from pivot.runfolder import ORIGINAL, RunFolder
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
+NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
 
 
 # ---- YAML as people mean it
@@ -78,20 +80,37 @@ def _module(folder: str, key: str, own: Mapping[str, Any] | None = None) -> Befo
 
 
 def _modules(folder: str) -> BeforeValidator:
-    """Check `{module: {data: NAME, **knobs}, ...}`."""
+    """Check `{NAME: {use: module, data: NAME, **knobs}, ...}`; what has no `use` is named as its module."""
 
     def check(given: Any) -> Any:
         if not isinstance(given, Mapping):
             raise Wrong((), f"must be a mapping with keys of: {', '.join(lookup.names(folder))}, not {given!r}")
         filled = {}
         for name, inside in given.items():
-            try:
-                filled[name] = fill(lookup.find(folder, name), inside, own={"data": None})
-            except Wrong as wrong:
-                raise Wrong((name, *wrong.place), wrong.message) from None
+            if not isinstance(name, str) or not re.match(NAME, name):
+                raise Wrong((), f"'{name}' is no name: files are called so; give it letters, digits and _ . + -")
+            filled[name] = _used(folder, name, inside)
         return filled
 
     return BeforeValidator(check)
+
+
+def _used(folder: str, name: str, inside: Any) -> dict[str, Any]:
+    """One entry of `probes` or `bench` with its module's knobs checked."""
+    named = isinstance(inside, Mapping) and "use" in inside
+    module = inside["use"] if named else name
+    if not isinstance(module, str):
+        raise Wrong((name, "use"), f"must be one of: {', '.join(lookup.names(folder))}, not {module!r}")
+    try:
+        declared = lookup.find(folder, module)
+    except BadInput as unknown:
+        raise Wrong(
+            (name, "use") if named else (), f"{unknown}" if named else f"{unknown} (a name of your own needs use: MODULE)"
+        ) from None
+    try:
+        return fill(declared, inside, own={"use": module, "data": None})
+    except Wrong as wrong:
+        raise Wrong((name, *wrong.place), wrong.message) from None
 
 
 class Section(BaseModel):
@@ -168,7 +187,7 @@ Data = Annotated[dict[str, Any], _module("data", "read")]
 class Recipe(Section):
     """Everything that decides a run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")
+    name: str = Field(pattern=NAME)
     init: str | None = None
     encoder: str | None = None
     llm: str | None = None
@@ -177,7 +196,7 @@ class Recipe(Section):
     pretrain: Annotated[dict[str, Any], _module("pretrain", "name", own={"data": ...})] | None = None
     align: Chat | None = None
     instruct: Chat | None = None
-    arms: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.+-]*$")], Arm] = {}
+    arms: dict[Annotated[str, Field(pattern=NAME)], Arm] = {}
     post: Post | None = None
     probes: Annotated[dict[str, Any], _modules("probe")] = {}
     bench: Annotated[dict[str, Any], _modules("bench")] = {}
@@ -221,12 +240,25 @@ _RECIPE, _DATA = TypeAdapter(Recipe), TypeAdapter(Data)
 
 
 def read(source: str) -> Sequence[Example]:
-    """Examples named in one line, as on a command line: `world,split=test,size=600`."""
-    reader, *options = source.split(",")
+    """Examples named in one line, as on a command line: `world,split=test,size=600`. Commas within [] and {} part nothing."""
+    reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
+    if not reader.strip():
+        known = ", ".join(lookup.names("data"))
+        raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600 (readers: {known})")
     plain: dict[str, Any] = {"read": reader.strip()}
     for option in options:
         plain = override(plain, option)
     return _read(_checked(_DATA, plain, f"data '{source}'"), f"data '{source}'")
+
+
+def instrument(folder: str, name: str, **knobs: Any) -> Any:
+    """A probe or bench with knobs given on a command line; what is wrong with one is a `BadInput` that names it."""
+    module = lookup.find(folder, name)
+    try:
+        return module(**fill(module, knobs))
+    except Wrong as wrong:
+        place = ".".join(map(str, wrong.place))
+        raise BadInput(f"{place + ': ' if place else ''}{wrong.message} ({folder} {name})") from None
 
 
 def _read(plain: Mapping[str, Any], where: str) -> Sequence[Example]:

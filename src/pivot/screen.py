@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
-from pivot.runfolder import to_json
+from pivot.files import to_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -8,6 +8,7 @@ without a model: `measure` reads the answers file's lines and nothing else.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pivot.data.pictures import fingerprint as looks
+from pivot.files import append_jsonl, hash_json, read_json, read_jsonl, to_json, write_bytes, write_jsonl
 from pivot.records import BadInput, Example, Measurement, Turn, picture
-from pivot.runfolder import append_jsonl, read_jsonl, to_json, write_bytes, write_jsonl
+from pivot.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from pivot.model.mllm import MLLM
@@ -52,6 +55,17 @@ def greedy(mllm: MLLM) -> Replier:
     return lambda examples: reply(mllm, examples, max_new=LONGEST, batch=len(examples))
 
 
+def identity(mllm: MLLM) -> str:
+    """A hash of all that decides greedy replies besides the question and its pictures: weights, config, tokens, template, processor."""
+    passing = {"transformers_version", "_name_or_path", "architectures"}
+    config = {key: str(value) for key, value in mllm.model.config.to_dict().items() if key not in passing}
+    processor, backend = mllm.processor, getattr(mllm.processor.tokenizer, "backend_tokenizer", None)
+    tokenizer = json.loads(backend.to_str()) if backend else processor.tokenizer.get_vocab()
+    kept = {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")}  # left behind by earlier calls
+    seeing = {key: str(value) for key, value in processor.to_dict().items()}
+    return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST])
+
+
 def run(
     benchmark: Benchmark,
     reply: Replier,
@@ -66,9 +80,9 @@ def run(
 ) -> Measurement:
     """Ask, write the answers file and pictures of some items beside it (`images/`), and return the measurement.
 
-    `examples` replace the benchmark's own. `reply` gets picture and prompt only, never the answer. With a `fingerprint` (of whatever
-    decides the replies: weights, template, ...) a killed run goes on from its last whole batch; batches stay as they were, so the
-    answers are the same as without the kill.
+    `examples` replace the benchmark's own. `reply` gets picture and prompt only, never the answer. With a `fingerprint` (`identity`, of
+    whatever else decides the replies) a killed run goes on from its last whole batch; batches stay as they were, so the answers are the
+    same as without the kill. What is asked otherwise since, or of another picture, is asked again.
     """
     items = benchmark.examples() if examples is None else examples
     name = type(benchmark).__module__.rpartition(".")[2]
@@ -76,8 +90,8 @@ def run(
         raise BadInput(f"benchmark {name} has no items; give data with at least one")
     rows: list[Row] = []
     shown: Counter[str] = Counter()
-    for asked, replies in _answered(benchmark, reply, items, file.with_suffix(".partial"), {"fingerprint": fingerprint, "batch": batch}):
-        for example, said in zip(asked, replies, strict=True):
+    for asked, kept in _answered(benchmark, reply, items, file.with_suffix(".partial"), {"fingerprint": fingerprint, "batch": batch}):
+        for example, said in zip(asked, kept, strict=True):
             row = _row(benchmark, example, said, name)
             shown[row["task"]] += 1
             if example.images and shown[row["task"]] <= SHOWN:
@@ -91,10 +105,33 @@ def run(
     return found
 
 
+def keep(
+    benchmark: Benchmark, mllm: MLLM, folder: RunFolder, arm: str, examples: Sequence[Example], progress: Progress | None = None
+) -> Measurement:
+    """Ask, and keep answers and measurement in a folder under the arm's name.
+
+    What the same model was asked there before is graded anew, not asked. Answers of another model or to other questions are a
+    `BadInput`: they are not overwritten.
+    """
+    name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm)
+    file, reply = folder.answers_file(arm, 0, name), greedy(mllm)
+    measured = folder.measurement_file(arm, 0, "bench", name)
+    if file.exists() and measured.exists():
+        known = read_json(measured).get("fingerprint") == mark
+        kept = _replay(benchmark, examples, file) if known else None
+        if kept is None:
+            whose = "to other questions" if known else f"of another model, or of what '{arm}' was before"
+            raise BadInput(f"{file} holds answers {whose}; give another --arm or --out, or remove it")
+        reply = kept
+    found = run(benchmark, reply, file, examples=examples, arm=arm, fingerprint=mark, progress=progress)
+    folder.write_measurement(found)
+    return found
+
+
 def _answered(
     benchmark: Benchmark, reply: Replier, items: Sequence[Example], partial: Path, header: Mapping[str, Any]
-) -> Iterator[tuple[Sequence[Example], Sequence[str]]]:
-    """Batches with their replies, from `partial` as far as it holds the same questions, then asked and kept there."""
+) -> Iterator[tuple[Sequence[Example], Sequence[Row]]]:
+    """Batches with what `partial` keeps of each item, from there as far as it holds the same questions, then asked and kept there."""
     batch = header["batch"]
     kept = read_jsonl(partial)
     kept = kept[1:] if header["fingerprint"] and kept and kept[0] == header else []
@@ -102,27 +139,47 @@ def _answered(
     for start in range(0, len(items), batch):
         asked = items[start : start + batch]
         bare = [Example(example.id, example.images, benchmark.prompt(example)) for example in asked]
+        questions = [_question(benchmark, example) for example in asked]
         before = kept[start : start + batch]
         # A batch that the kill cut short differs as well.
-        if before and to_json([[b.id, b.prompt] for b in bare]) != to_json([[k["id"], k["prompt"]] for k in before]):
+        if before and not _same(questions, before):
             write_jsonl(partial, [header, *kept[:start]])
             before = kept = []
-        if before:
-            yield asked, [k["reply"] for k in before]
-            continue
-        replies = list(reply(bare))
-        append_jsonl(partial, *({"id": b.id, "prompt": b.prompt, "reply": said} for b, said in zip(bare, replies, strict=True)))
-        yield asked, replies
+        if not before:
+            before = [{**question, "reply": said} for question, said in zip(questions, reply(bare), strict=True)]
+            append_jsonl(partial, *before)
+        yield asked, before
 
 
-def _row(benchmark: Benchmark, example: Example, reply: str, name: str) -> Row:
+def _question(benchmark: Benchmark, example: Example) -> Row:
+    """What an item asks: a reply to it holds for as long as this is the same."""
+    return {"id": example.id, "prompt": benchmark.prompt(example), "images_sha256": looks(example.images)}
+
+
+def _same(questions: Sequence[Row], kept: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether these very questions were answered. Compared as JSON, which knows no tuples."""
+    return to_json(questions) == to_json([{key: row.get(key) for key in ("id", "prompt", "images_sha256")} for row in kept])
+
+
+def _replay(benchmark: Benchmark, items: Sequence[Example], file: Path) -> Replier | None:
+    """The replies that a finished answers file keeps, played back to be graded anew; None if it holds not just these items'."""
+    kept = read_jsonl(file)
+    if len(kept) != len(items) or not _same([_question(benchmark, item) for item in items], kept):
+        return None
+    said = {row["id"]: row["reply"] for row in kept}
+    return lambda examples: [said[example.id] for example in examples]
+
+
+def _row(benchmark: Benchmark, example: Example, kept: Row, name: str) -> Row:
     """One line of the answers file."""
+    reply = kept["reply"]
     return {
         "id": example.id,
         "task": example.task or name,
         "domain": example.domain or name,
         "pair": example.meta.get("pair"),
-        "prompt": benchmark.prompt(example),
+        "prompt": kept["prompt"],
+        "images_sha256": kept["images_sha256"],
         "reply": reply,
         "parsed": benchmark.parse(reply, example),
         "answer": example.answer,

@@ -44,10 +44,11 @@ def read(
     size: int = 2000,
     seed: int = 0,
     pixels: int = 48,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     form: Form = "pair",
 ) -> World:
-    """Open the world. `path` is not used: there is no file. `tasks` restricts it to some of the sixteen families."""
+    """Open the world. `path` is not used: there is no file. `tasks` restricts it to one or some of the sixteen families."""
+    tasks = (tasks,) if isinstance(tasks, str) else tasks
     for task in tasks or ():
         if task not in TASKS:
             near = get_close_matches(task, TASKS, n=1) or [", ".join(TASKS)]

@@ -1,29 +1,37 @@
-"""Examples as files: one JSON line each, pictures as PNG beside them."""
+"""Examples as files: one JSON line each, pictures as PNG and truth as compressed arrays beside them. `rows` reads them back."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pivot.records import Example, picture
-from pivot.runfolder import write_jsonl
+import numpy as np
+
+from pivot.files import to_json, whole_file
+from pivot.records import BadInput, Example, Truth, picture
+
+if TYPE_CHECKING:
+    from pivot.records import Picture
 
 ROWS = "data.jsonl"
+NAMED = 80  # characters of an id in a picture's name, which is there for people: file systems take 255 bytes
 
 
 def write(examples: Sequence[Example], folder: Path) -> Iterator[int]:
-    """Write `data.jsonl` and `images/` into a folder; yields how many examples are written."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, example in enumerate(examples):
-        names = [f"images/{number:06d}-{which}-{re.sub(r'[^A-Za-z0-9._-]', '_', example.id)}.png" for which in range(len(example.images))]
-        for name, image in zip(names, example.images, strict=True):
-            picture(image).save(folder / name, "PNG")
-        rows.append({**row(example), "images": names})
-        yield number + 1
-    write_jsonl(folder / ROWS, rows)
+    """Write `data.jsonl`, `images/` and, where there is truth, `truth/` into a folder; yields how many examples are written."""
+    for place in ("images", "truth"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    with (
+        whole_file(folder / ROWS) as unfinished,
+        unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
+    ):
+        for number, example in enumerate(examples):
+            file.write(_line(example, f"{number:06d}", folder) + "\n")
+            yield number + 1
+    if not any((folder / "truth").iterdir()):
+        (folder / "truth").rmdir()
 
 
 def row(example: Example) -> dict[str, Any]:
@@ -31,3 +39,40 @@ def row(example: Example) -> dict[str, Any]:
     responses = [{"text": r.text, "role": r.role, "rating": r.rating, "error": r.error} for r in example.responses]
     kept = ("id", "prompt", "answer", "answer_kind", "task", "domain", "meta")
     return {**{name: getattr(example, name) for name in kept}, "responses": responses}
+
+
+def _line(example: Example, number: str, folder: Path) -> str:
+    """One line of `data.jsonl`; what it names is written before."""
+    plain = row(example)
+    name = f"{number}-{{}}-{re.sub(r'[^A-Za-z0-9._-]', '_', example.id)[:NAMED]}.png"
+    plain["images"] = _pictures(example.images, folder, name)
+    for which, response in enumerate(example.responses):
+        if response.images is not None:
+            plain["responses"][which]["images"] = _pictures(response.images, folder, name.replace("{}", f"r{which}-{{}}"))
+    plain["truth"] = _truth(example.truth, folder, f"truth/{number}.npz") if example.truth else None
+    try:
+        return to_json(plain)
+    except TypeError as odd:
+        raise BadInput(f"row {example.id}: its meta cannot be written ({odd}); keep plain values there") from None
+
+
+def _pictures(pictures: Sequence[Picture], folder: Path, name: str) -> list[str]:
+    names = [f"images/{name.format(which)}" for which in range(len(pictures))]
+    for place, image in zip(names, pictures, strict=True):
+        picture(image).save(folder / place, "PNG")
+    return names
+
+
+def _truth(truth: Truth, folder: Path, place: str) -> dict[str, Any]:
+    """Words go into the line, arrays into one file: an object's mask takes a bit a pixel before it is compressed."""
+    masks = np.zeros((len(truth.objects), *truth.region.shape), bool)
+    for mask, thing in zip(masks, truth.objects, strict=True):
+        mask[:] = thing.mask
+    np.savez_compressed(
+        folder / place,
+        classes=np.asarray(truth.classes, np.uint8),
+        region=np.packbits(np.asarray(truth.region, bool)),
+        masks=np.packbits(masks),
+    )
+    objects = [{"kind": thing.kind, "attributes": thing.attributes} for thing in truth.objects]
+    return {"file": place, "objects": objects, "caption": truth.caption}

@@ -19,8 +19,8 @@ from torch import nn
 from pivot.encoder import projector as projectors
 from pivot.encoder import source, towers
 from pivot.encoder.geometry import Geometry, output_size
+from pivot.files import hash_json, hash_tensors, read_json, whole_folder, write_json
 from pivot.records import BadInput, Tap, picture
-from pivot.runfolder import hash_json, hash_tensors, read_json, whole_folder, write_json
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel

@@ -16,8 +16,8 @@ from transformers import AutoImageProcessor, AutoModel
 
 from pivot.encoder import source, towers
 from pivot.encoder.encoder import Encoder
+from pivot.files import whole_folder, write_json
 from pivot.records import BadInput, picture
-from pivot.runfolder import whole_folder, write_json
 
 if TYPE_CHECKING:
     from pivot.records import Picture

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 import transformers
 
+from pivot.data.pictures import fingerprint
 from pivot.encoder.encoder import At, Encoder, Features
-from pivot.records import BadInput, picture
-from pivot.runfolder import disk, hash_json
+from pivot.files import disk, hash_json
+from pivot.records import BadInput
 
 if TYPE_CHECKING:
     from pivot.records import Picture
@@ -60,24 +61,6 @@ def cached(
     return np.load(entry / VALUES_FILE, mmap_mode="r")
 
 
-def fingerprint(images: Sequence[Picture]) -> str:
-    """sha256 over what the pictures hold, in order: pixels of images in memory, bytes of files."""
-    digest = hashlib.sha256()
-    for image in images:
-        if isinstance(image, bytes):
-            kind, content = "file", image
-        elif isinstance(image, str | Path):
-            if not Path(image).is_file():
-                raise BadInput(f"image not found: {image}; check the path or the data's image root")
-            kind, content = "file", Path(image).read_bytes()
-        else:
-            # As RGB, which is what encoders get: the bytes of a palette image do not hold its palette.
-            kind, content = f"pixels {image.size}", picture(image).tobytes()
-        digest.update(f"{kind} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
 def _key(encoder: Encoder, images: Sequence[Picture], keep: Keep, at: At, regions: Sequence[np.ndarray] | None) -> str:
     weights = None
     if regions is not None:
@@ -99,7 +82,7 @@ def _compute(
             entry.parent.mkdir(parents=True, exist_ok=True)
             _sweep(entry.parent)
             unfinished = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=entry.parent))
-        except PermissionError as error:
+        except (PermissionError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
             raise BadInput(
                 f"cannot write the feature cache {entry.parent} ({error.strerror}); set PIVOT_CACHE to a folder of yours"
             ) from None

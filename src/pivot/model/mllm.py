@@ -28,9 +28,9 @@ from transformers.utils import logging
 from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
 from pivot.encoder.source import reach
+from pivot.files import hash_tensors, read_json, write_json
 from pivot.model.families import context, family, language
 from pivot.records import BadInput, Example, Tap, picture
-from pivot.runfolder import hash_tensors, read_json, write_json
 
 if TYPE_CHECKING:
     from pivot.records import Picture

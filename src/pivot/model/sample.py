@@ -75,7 +75,7 @@ def _generate(mllm: MLLM, rows: Sequence[Row], max_new: int, temperature: float,
         made = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=seen.to(model.device),
-            pixel_values=torch.cat(pixels).to(model.device, model.dtype) if pixels else None,
+            **({"pixel_values": torch.cat(pixels).to(model.device, model.dtype)} if pixels else {}),
         )
     finally:
         model.generation_config = kept

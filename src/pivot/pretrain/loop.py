@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pivot.files import append_jsonl, read_jsonl, whole_file, write_json, write_jsonl
 from pivot.model.flops import tower_flops
 from pivot.records import Example
-from pivot.runfolder import append_jsonl, read_jsonl, whole_file, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from pivot.model import MLLM
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], folder: Path, *, seed: int = 0) -> Iterator[dict[str, Any]]:
     """Train the tower, and what of the MLLM the objective puts beside it, in place; yield a line of metrics per step.
 
-    A killed one goes on from its last checkpoint. Writes metrics.jsonl, ledger.json and model/ (the MLLM with the taught tower) into `folder`.
+    A killed one goes on from its last checkpoint. Writes metrics.jsonl, ledger.json and model/ into `folder`.
     """
     tower = mllm.parts()["tower"].train()
     device = next(tower.parameters()).device

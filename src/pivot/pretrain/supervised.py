@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -44,12 +44,12 @@ class Words(nn.Module):
     def __init__(self, mllm: MLLM) -> None:
         super().__init__()
         self.projector = mllm.parts()["projector"]
-        self.embeddings = mllm.model.get_input_embeddings()
+        self.embeddings = cast("nn.Embedding", mllm.model.get_input_embeddings())
         # Each word as it begins a sentence and as it follows another, where that is one token: two embeddings of one meaning.
         vocabulary = mllm.processor.tokenizer.get_vocab()
         self.forms: dict[str, list[list[int]]] = {}
         for head, names in HEADS.items():
-            forms = ([start + _SAID.get(name, name) for name in names] for start in ("", "\u0120"))
+            forms = [[start + _SAID.get(name, name) for name in names] for start in ("", "\u0120")]
             self.forms[head] = [[vocabulary[word] for word in form] for form in forms if all(word in vocabulary for word in form)]
             if not self.forms[head]:
                 raise BadInput(f"pretrain supervised: {', '.join(names)} are not all single tokens of this LLM; it is made for the base's")

@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 import torch
 
+from pivot.data.pictures import fingerprint
 from pivot.encoder import Encoder
 from pivot.encoder.encoder import At
-from pivot.encoder.features import cached, fingerprint
+from pivot.encoder.features import cached
 from pivot.encoder.geometry import Geometry
+from pivot.files import hash_bytes, hash_json
 from pivot.probe._logistic import Classifier, Logistic
 from pivot.records import BadInput, Example, Measurement
-from pivot.runfolder import hash_bytes, hash_json
 
 if TYPE_CHECKING:
     from pivot.records import Picture
 
+FEWEST = 20  # images, or pairs of them; fewer leave so few for a test that its shares say nothing
 SEARCH_TOLERANCE = 1e-5  # the search needs which C is best, not the last digits of its fit
 
 
@@ -109,8 +111,11 @@ class Probe:
         """Whole groups, in an order that only their names and the seed decide."""
         groups = sorted({item.group for item in items}, key=lambda group: hash_bytes(f"{self.seed} {group}".encode()))
         test, validation = round(self.test * len(groups)), round(self.validation * len(groups))
-        if min(test, validation, len(groups) - test - validation) < 1:
-            raise BadInput(f"probe linear: {len(groups)} images with labels are too few to split; give more data")
+        train = len(groups) - test - validation
+        if len(groups) < FEWEST or min(test, validation, train) < 1:
+            counts = f"{train} to train, {validation} to validate, {test} to test"
+            advice = f"give at least {FEWEST}, some of them to each"
+            raise BadInput(f"probe linear: {len(groups)} images with labels, a pair as one, are too few ({counts}); {advice}")
         where = {group: i for i, group in enumerate(groups)}
         parts: tuple[list[int], list[int], list[int]] = ([], [], [])
         for index, item in enumerate(items):

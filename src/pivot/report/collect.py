@@ -13,11 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from pivot.files import write_json
 from pivot.records import BadInput, Measurement
 from pivot.report import items
 from pivot.report.matching import matching
 from pivot.report.reading import Run, read
-from pivot.runfolder import ORIGINAL, RunFolder, write_json
+from pivot.runfolder import ORIGINAL, RunFolder
 from pivot.study.statistics import Estimate, differences, estimates
 
 Facts = dict[str, Any]

@@ -11,12 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from pivot.files import write_bytes
 from pivot.report import collect, figures, words
 from pivot.report.collect import Folder
 from pivot.report.figures import Series
 from pivot.report.outcome import outcome
 from pivot.report.scores import Scores
-from pivot.runfolder import write_bytes
 
 Facts = dict[str, Any]
 # Characters that no HTML page may hold, and those that turn around the text that follows.

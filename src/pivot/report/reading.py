@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pivot import recipe as recipes
+from pivot.files import read_json, read_jsonl
 from pivot.records import BadInput, Measurement
-from pivot.runfolder import ORIGINAL, RunFolder, read_json, read_jsonl
+from pivot.runfolder import ORIGINAL, RunFolder
 
 Facts = dict[str, Any]
 LEDGER = {**dict.fromkeys(("objective", "rates", "parts", "settings", "versions", "reference"), dict), "alarms": list, "best": list}

@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from pivot.files import disk, hash_file, read_json, read_jsonl, sweep, whole_folder, write_json, write_jsonl
 from pivot.records import BadInput
-from pivot.runfolder import disk, hash_file, read_json, read_jsonl, sweep, whole_folder, write_json, write_jsonl
 
 METRICS = "metrics.jsonl"
 STATE = "state.pt"

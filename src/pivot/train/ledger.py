@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from pivot.data.collate import Row
+from pivot.files import hash_bytes
 from pivot.model.flops import row_flops
-from pivot.runfolder import hash_bytes
 from pivot.train.parts import Rates
 from pivot.train.settings import Settings
 

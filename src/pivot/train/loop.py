@@ -20,10 +20,10 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
+from pivot.files import append_jsonl, hash_json, read_json, write_json
 from pivot.model import MLLM
 from pivot.objective._contract import Counts, Objective
 from pivot.records import BadInput, Example
-from pivot.runfolder import append_jsonl, hash_json, read_json, write_json
 from pivot.train import order
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Data, Micro, Portion, count

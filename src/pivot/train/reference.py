@@ -27,10 +27,10 @@ from torch import Tensor
 
 from pivot.data.collate import Row, collate
 from pivot.encoder.features import cache_folder, fingerprint
+from pivot.files import hash_bytes, hash_json, whole_file
 from pivot.model import MLLM
 from pivot.model.flops import row_flops
 from pivot.records import BadInput, CheckFailed, Example, Response
-from pivot.runfolder import hash_bytes, hash_json, whole_file
 from pivot.train.feed import RowLogps
 from pivot.train.settings import Settings
 

@@ -14,11 +14,11 @@ from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pivot.data.collate import Row
+from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
 from pivot.recipe import differences
 from pivot.records import BadInput, Example
-from pivot.runfolder import hash_json, whole_folder
 from pivot.train.checkpoint import Checkpoints
 from pivot.train.feed import Ahead, Data, Portion
 from pivot.train.launch import accelerator as launched

@@ -1,0 +1,179 @@
+"""Examples from files as `pivot data make` writes them: `data.jsonl`, one example a line, and what its lines name beside it.
+
+A line holds an example's fields by their names in `records`. Its pictures are paths inside the folder; its truth, if it has any,
+names an .npz file with the class map (`classes`, uint8) and, packed to bits and of the same height and width, the region that the
+question is about (`region`) and a mask per object (`masks`); kinds and attributes of the objects stand in the line.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pivot.data.write import ROWS
+from pivot.records import AnswerKind, BadInput, Example, Response, Role, Thing, Truth
+
+if TYPE_CHECKING:
+    from pivot.records import Turn
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Turn(_Part):
+    role: Literal["user", "assistant", "system"]
+    content: str
+
+
+class _Response(_Part):
+    text: str | list[_Turn]
+    role: Role = "chosen"
+    rating: float | None = None
+    error: str | None = None
+    images: list[str] | None = None
+
+
+class _Object(_Part):
+    kind: str
+    attributes: dict[str, str] = {}
+
+
+class _Truth(_Part):
+    file: str
+    objects: list[_Object] = []
+    caption: str = ""
+
+
+class _Row(_Part):
+    id: str
+    images: list[str] = []
+    prompt: str | list[_Turn]
+    responses: list[_Response] = []
+    answer: str | None = None
+    answer_kind: AnswerKind | None = None
+    task: str | None = None
+    domain: str | None = None
+    truth: _Truth | None = None
+    meta: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Rows(Sequence[Example]):
+    """The lines of one file. Where each begins is known from the start; what it says is read when it is asked for."""
+
+    file: Path
+    starts: array[int]
+    numbers: array[int]  # of the lines, blank ones counted
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        start, number = self.starts[index], self.numbers[index]
+        with self.file.open("rb") as file:
+            file.seek(start)
+            line = file.readline()
+        where = f"line {number} of {self.file}"
+        try:
+            return _example(_Row.model_validate_json(line), self.file.parent, where)
+        except ValidationError as wrong:
+            error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
+            keys = ".".join(str(key) for key in error["loc"])
+            raise BadInput(f"{where}: {keys + ': ' if keys else ''}{error['msg']}; correct the line or drop it") from None
+
+
+def read(path: str, *, size: int | None = None) -> Rows:
+    """Open the rows of a folder (its `data.jsonl`), or of one .jsonl file; the first `size` of them."""
+    file = Path(path) / ROWS if Path(path).is_dir() else Path(path)
+    if size is not None and size < 1:
+        raise BadInput(f"rows: size {size}; give at least one, or leave it out for all")
+    starts, numbers, start = array("Q"), array("Q"), 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if len(starts) == size:
+                    break
+                if line.strip():
+                    starts.append(start)
+                    numbers.append(number)
+                start += len(line)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"rows not found: {file}; give the folder that `pivot data make` wrote, or its {ROWS}") from None
+    return Rows(file, starts, numbers)
+
+
+def _example(row: _Row, folder: Path, where: str) -> Example:
+    responses = [
+        Response(_text(said.text), said.role, said.rating, said.error, None if said.images is None else _inside(said.images, folder, where))
+        for said in row.responses
+    ]
+    return Example(
+        id=row.id,
+        images=_inside(row.images, folder, where),
+        prompt=_text(row.prompt),
+        responses=tuple(responses),
+        answer=row.answer,
+        answer_kind=row.answer_kind,
+        task=row.task,
+        domain=row.domain,
+        truth=_truth(row.truth, folder, where) if row.truth else None,
+        meta=_frozen(row.meta),
+    )
+
+
+def _text(given: str | list[_Turn]) -> str | tuple[Turn, ...]:
+    return given if isinstance(given, str) else tuple(turn.model_dump() for turn in given)
+
+
+def _frozen(value: Any) -> Any:
+    """JSON has lists only; records hold tuples."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(inner) for key, inner in value.items()}
+    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
+
+
+def _inside(names: Sequence[str], folder: Path, where: str) -> tuple[Path, ...]:
+    """Paths of files that a line names. Rows may come from anyone: none may lead out of their folder, nor may a link in it."""
+    home = folder.resolve()
+    for name in names:
+        if "\0" in name or not (home / name).resolve().is_relative_to(home):
+            raise BadInput(f"{where}: {name!r} leads out of {folder}; put the file into that folder and name it from there")
+    return tuple(folder / name for name in names)
+
+
+def _truth(given: _Truth, folder: Path, where: str) -> Truth:
+    (file,) = _inside([given.file], folder, where)
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            classes, region, masks = (stored[name] for name in ("classes", "region", "masks"))
+        if classes.dtype != np.uint8 or classes.ndim != 2:
+            raise ValueError("'classes' is no map of class ids")
+        region, masks = _bits(region, classes.shape), _bits(masks, (len(given.objects), *classes.shape))
+    except FileNotFoundError:
+        raise BadInput(f"{where}: truth not found: {file}; check the path, or set the row's truth to null") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as broken:
+        raise BadInput(f"{where}: truth cannot be read: {file} ({broken}); write it again, or set the row's truth to null") from None
+    things = tuple(Thing(one.kind, one.attributes, mask) for one, mask in zip(given.objects, masks, strict=True))
+    return Truth(classes, things, region, given.caption)
+
+
+def _bits(packed: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A boolean array of this shape from its packed bits."""
+    size = int(np.prod(shape))
+    if packed.dtype != np.uint8 or packed.shape != ((size + 7) // 8,):
+        raise ValueError(f"its bits are not those of {' x '.join(map(str, shape))} pixels")
+    return np.unpackbits(packed, count=size).astype(bool).reshape(shape)

@@ -1,0 +1,294 @@
+"""Files that are complete or absent, JSON and JSON lines, and hashes.
+
+A file that this module writes is written beside its target as `.NAME.PID.tmp`, synced and renamed. What a killed process leaves
+behind carries that suffix, is read by nobody and is swept when its run folder is next locked. No torch here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from pivot.records import BadInput
+
+LEFTOVER = ".*.tmp"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# safetensors and torch raise errors of their own when a disk is full; these are the words in them.
+FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
+
+
+# ---- whole files
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether this error, or one that caused it, says that nothing more can be written."""
+    while error is not None:
+        if (isinstance(error, OSError) and error.errno in FULL) or any(word in str(error) for word in FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def disk(path: Path | str) -> Iterator[None]:
+    """Make what keeps the block from writing `path` a `BadInput` that names it, not a temporary name or a library's words.
+
+    That is a full disk, whichever library met it, and what the system refuses about the path, its parents or its temporary name.
+    """
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            advice = "free some space (or choose another out=) and run the same command again"
+            raise BadInput(f"disk full while writing {path}; {advice}") from None
+        if isinstance(error, OSError) and any(_stands_for(name, Path(path)) for name in (error.filename, error.filename2)):
+            raise BadInput(f"cannot write {path}: {error.strerror}; check the path and its permissions, or choose another") from None
+        raise
+
+
+def _stands_for(name: Any, path: Path) -> bool:
+    """Whether an error about this file is one about writing `path`."""
+    if not isinstance(name, str | os.PathLike):
+        return False
+    found = Path(os.fspath(name))
+    return found in (path, *path.parents) or bool(path.name and _temporary(path) in (found, *found.parents))
+
+
+def _temporary(path: Path) -> Path:
+    """What `path` is called while it is written."""
+    if not path.name:
+        raise BadInput(f"cannot write {path} in one piece: it has no name of its own; give a path that ends in a name")
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    """fsync one file or folder; a rename is durable only once its folder is synced."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def discard(path: Path | str) -> None:
+    """Remove a file or folder, if it is there, at once: a kill on the way leaves a leftover, not a half folder."""
+    path = Path(path)
+    if path.exists():
+        leftover = path.with_name(f".{path.name}.old.{os.getpid()}.tmp")
+        os.replace(path, leftover)
+        _remove(leftover)
+
+
+def sweep(folder: Path | str) -> None:
+    """Remove what killed writers left anywhere under the folder. Only for who holds the folder alone."""
+    for leftover in sorted(Path(folder).rglob(LEFTOVER)):
+        _remove(leftover)
+
+
+@contextmanager
+def whole_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the same folder; what the block wrote there becomes `path`, or nothing does."""
+    path = Path(path)
+    temporary = _temporary(path)
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def whole_folder(path: Path | str) -> Iterator[Path]:
+    """Yield an empty temporary folder; it becomes `path` as a whole, in place of an older one, or nothing changes.
+
+    Killed in the moment of a replacement, `path` is absent: complete or absent, never half.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    with disk(path):
+        _remove(temporary)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for inside in sorted(temporary.rglob("*")):
+                _sync(inside)
+            discard(path)
+            os.replace(temporary, path)
+            _sync(path.parent)
+        finally:
+            _remove(temporary)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write a file whole."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a UTF-8 file whole. Half of a surrogate pair, which UTF-8 cannot hold, becomes \\uXXXX: in JSON that is the same text."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold: mappings as dicts, sequences as lists, numpy and torch scalars as numbers, non-finite numbers as null."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # arrays, tensors and their scalars
+        return _plain(value.tolist())
+    if isinstance(value, Iterable):
+        return [_plain(inner) for inner in value]
+    raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text of records, arrays and mappings; NaN and infinities become null, since browsers refuse them."""
+    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write a JSON file whole, indented for readers."""
+    write_text(path, to_json(value, indent=1) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read a JSON file; a missing or broken one is a `BadInput` that names it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"file not found: {path}; check the path") from None
+    except (ValueError, IsADirectoryError) as broken:
+        raise BadInput(f"not a JSON file: {path} ({broken}); delete it and run its stage again") from None
+
+
+# ---- JSON lines
+
+
+def append_jsonl(path: Path | str, *records: Any) -> None:
+    """Append records, one a line. A last line torn by a kill is dropped first; if the disk fills up the file stays as it was."""
+    path = Path(path)
+    data = "".join(to_json(record) + "\n" for record in records).encode(errors="backslashreplace")
+    with disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as file:  # a buffer would be written once more at close, after the cut
+            end = _drop_torn_line(file.fileno())
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                os.ftruncate(file.fileno(), end)
+                raise
+
+
+def _drop_torn_line(handle: int) -> int:
+    """Cut what follows the last newline; returns the file's size after that."""
+    size = end = os.lseek(handle, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        newline = os.pread(handle, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(handle, end)
+    return end
+
+
+def read_jsonl(path: Path | str) -> list[Any]:
+    """Records of a JSON-lines file, [] if there is none. A torn last line is ignored; a broken line before it is a `BadInput`."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    *lines, _torn = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            raise BadInput(f"line {number} of {path} is not JSON; delete the file and run its stage again") from None
+    return records
+
+
+def write_jsonl(path: Path | str, records: Iterable[Any]) -> None:
+    """Write a JSON-lines file whole."""
+    write_text(path, "".join(to_json(record) + "\n" for record in records))
+
+
+# ---- hashes
+
+
+def hash_bytes(data: bytes) -> str:
+    """sha256 as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of a value's JSON text with sorted keys: equal mappings hash equal whatever their order."""
+    return hash_bytes(json.dumps(_plain(value), sort_keys=True, ensure_ascii=False).encode(errors="backslashreplace"))
+
+
+def hash_file(path: Path | str) -> str:
+    """sha256 of a file's bytes; of a folder: of its files' relative paths and bytes, leftovers of killed writers aside."""
+    path = Path(path)
+    if path.is_dir():
+        inside = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+        kept = [p for p in inside if not any(fnmatch(part, LEFTOVER) for part in p.parts)]
+        return hash_json([[p.as_posix(), hash_file(path / p)] for p in kept])
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensors(named: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
+    """sha256 over names, dtypes, shapes and bytes of torch tensors, numpy arrays or bytes, whatever order they come in.
+
+    A torch tensor and a numpy array with the same dtype, shape and values hash equal. Device does not matter. Tensors that
+    are spread over processes must be gathered first.
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(dict(named).items()):
+        kind, shape, data = _raw(value)
+        digest.update(to_json([name, kind, shape]).encode() + b"\n")
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _raw(value: Any) -> tuple[str, list[int], memoryview]:
+    """(dtype, shape, bytes) of a tensor, an array or bytes."""
+    if isinstance(value, bytes):
+        return "bytes", [len(value)], memoryview(value)
+    kind, shape = str(value.dtype).removeprefix("torch."), list(value.shape)
+    if hasattr(value, "untyped_storage"):
+        # numpy has no bfloat16, so bytes are viewed on torch's side. A tensor is here, so torch is loaded already.
+        torch = sys.modules["torch"]
+        value = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return kind, shape, memoryview(value.tobytes())
