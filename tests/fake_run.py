@@ -14,8 +14,9 @@ import yaml
 
 from pivot.bench import run as asking
 from pivot.data import world
+from pivot.files import write_json, write_jsonl, write_text
 from pivot.records import Example, Measurement
-from pivot.runfolder import ORIGINAL, RunFolder, write_json, write_jsonl, write_text
+from pivot.runfolder import ORIGINAL, RunFolder
 
 SKILL = {ORIGINAL: 0.55, "sft": 0.62, "dpo": 0.7}
 RATES = {"sft": 5e-5, "dpo": 1e-5}

@@ -6,12 +6,14 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from pivot import answers
 from pivot.data import world
 from pivot.records import BadInput, Example
+from pivot.world.item import CUES, ask, draft, say
 
 COLOURS = ("red", "blue", "light blue", "green")
 NEVER = "the true answer is never looked at while reading"
@@ -32,10 +34,24 @@ CHOICES: list[tuple[str, str | None, str | None]] = [
     ("Light-Blue!", "light blue", "light blue"),
     ("the light is blue", "blue", "blue"),
     ("ｂｌｕｅ", "blue", "blue"),
-    ("red, blue", "blue", None),
+    ("red, blue", None, None),
+    ("red and blue", None, None),
     ("the red one is left of the blue one, so it is green", "green", None),
     ("red or blue", None, None),
     ("red or blue, so green", "green", None),
+    ("I see red and blue. Therefore, the answer is green.", "green", None),
+    ("There is a blue square. The answer: red. The blue one is behind it.", "red", None),
+    ("so red, and so blue", "blue", None),
+    ("so it is red or blue", None, None),
+    ("the circle is red and the square is blue", None, None),
+    ("the blue one is so far from the red one", None, None),
+    ("red, because the blue one is a square", "red", None),
+    ("because the blue one is behind, it must be so: the answer is red because blue is not", "red", None),
+    ("I see red and blue\nSo red", "red", None),
+    ("Since the blue one is a square. The circle is red.", "red", None),
+    ("because it is blue", "blue", "blue"),
+    ("red, no wait, blue", None, None),
+    ("it looks red but it is not red but blue", None, None),
     ("it is red or maybe a blue", None, None),
     ("red/blue", None, None),
     ("not red but blue", "blue", "blue"),
@@ -87,6 +103,57 @@ YES_NO = [
 @pytest.mark.parametrize("style", ["short", "explained"])
 def test_of_yes_and_no_the_first_decides(reply: str, read: str | None, style: str) -> None:
     assert answers.parse(reply, example("choice", choices=("yes", "no"), style=style)) == read
+
+
+# to "what colour is the shape in front?"
+FRONT = [
+    ("red", "red"),
+    ("the red shape is in front.", "red"),
+    ("the red shape is in front of the blue shape", "red"),
+    ("The red one is clearly in front of the blue one.", "red"),
+    ("the red stands in front of the blue", "red"),
+    ("there is a red shape in front of a blue one", "red"),
+    ("the one in front is red, the one behind is blue", "red"),
+    ("The shape in front is the red one and the shape behind is blue", "red"),
+    ("in front of the blue shape is the red one", "red"),
+    ("blue is behind, red is in front", "red"),
+    ("the blue shape is behind the red shape", "red"),
+    ("the blue square is behind a red circle, green is apart", "red"),
+    ("the blue shape has red in front", "red"),
+    ("the red circle hides a part of the blue square", "red"),
+    ("the red circle partly covers the blue square", "red"),
+    ("the blue shape hides behind the red one", "red"),
+    ("the blue shape is partly hidden by the red shape", "red"),
+    ("I see red, blue and green. The one in front is red.", "red"),
+    ("the red shape is in front of the blue one and the green one is apart", "red"),
+    ("the blue shape is in front of the green one, so the red one is in front of the blue one", "red"),
+    ("red, because the blue shape is in front of nothing", "red"),
+    ("the red shape is not in front of the blue shape", None),
+    ("the red shape isn't in front of the blue shape", None),
+    ("the blue shape is not behind the red shape", None),
+    ("the red shape is next to the blue shape", None),
+    ("red is in front of blue and blue is in front of red", None),
+    ("red and blue", None),
+    ("red and blue overlap", None),
+    ("red or blue is in front", None),
+    ("red and the blue shape are in front", None),
+    ("the red one or the blue one is in front", None),
+    ("in front is not red but blue", "blue"),
+    ("the one in front", None),
+]
+
+
+@pytest.mark.parametrize(("reply", "read"), FRONT)
+def test_what_is_said_to_be_in_front(reply: str, read: str | None) -> None:
+    for question in ("what colour is the shape in front? explain.", "two overlap. what colour is the one that hides a part of the other?"):
+        for asked in (question, [{"role": "user", "content": question}]):
+            assert answers.parse(reply, replace(example("choice", choices=COLOURS), prompt=asked)) == read
+
+
+@pytest.mark.parametrize("question", ["what colour is the circle?", "what colour is the shape behind the one in front?"])
+def test_where_nothing_else_is_asked_what_is_in_front_does_not_matter(question: str) -> None:
+    asked = replace(example("choice", choices=COLOURS), prompt=question)
+    assert answers.parse("the red shape is in front of the blue shape", asked) is None
 
 
 LETTERS = [("B", "B"), ("(B)", "B"), ("a cat, so B", "B"), ("B. a dog", "B"), ("A or B", None), ("the answer is c", None), ("ABC", None)]
@@ -203,6 +270,18 @@ def test_the_world_is_read_as_it_speaks() -> None:
     assert len(seen) == 32
 
 
+def test_each_claim_of_the_world_is_read_as_its_own_value() -> None:
+    """True and wrong ones of every task, short and explained."""
+    for index in range(640):
+        task, made = draft("validation", 1, index)
+        for style in CUES:
+            asked = example(made.kind, choices=made.choices, style=style)
+            asked = replace(asked, prompt=ask(made.question, style))
+            for claim in (made.answer, *(wrong for wrong, _ in made.wrong)):
+                read = answers.parse(say(claim, style), asked)
+                assert answers.same(read, replace(asked, answer=claim.value)), (task, say(claim, style), read)
+
+
 def test_reading_does_not_depend_on_the_truth() -> None:
     texts = [row[0] for table in (CHOICES, YES_NO, LETTERS, NUMBERS, TEXTS) for row in table]
     for kind in ("choice", "number", "text"):
@@ -216,10 +295,20 @@ def test_any_text_is_read_in_bounded_time() -> None:
     dice = random.Random(0)
     alphabet = "aA3 ,.-'\"/:or five red\n٣😀²\u0000\u202eß"
     replies = ["".join(dice.choices(alphabet, k=dice.randrange(40))) for _ in range(500)]
-    hostile = ["1,111," * 16_000 + "x", "A " * 50_000 + "a", "'" * 100_000, "red or " * 15_000, "9" * 20_000, "x" * 100_000, "\n" * 100_000]
+    hostile = [
+        "1,111," * 16_000 + "x",
+        "A " * 50_000 + "a",
+        "'" * 100_000,
+        "red or " * 15_000,
+        "because red " * 9_000,
+        "so red, blue " * 9_000,
+        "9" * 20_000,
+        "x" * 100_000,
+        "\n" * 100_000,
+    ]
     start = time.process_time()
     for reply in [*replies, *hostile]:
-        for read in (answers.number(reply), answers.text(reply), answers.choice(reply, COLOURS)):
+        for read in (answers.number(reply), answers.text(reply), answers.choice(reply, COLOURS, question="in front?")):
             assert read is None or read
     assert time.process_time() - start < 10
 

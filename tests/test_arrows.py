@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,6 +134,32 @@ def printing(file: Path) -> Iterator[int]:
 def test_every_arrow_points_left() -> None:
     assert len(list(ROOT.rglob("*.py"))) > 20
     assert faults(ROOT) == []
+
+
+def circle(root: Path) -> list[str]:
+    """Modules that need each other at import, or for a type checker alone: the type then stands in the wrong place."""
+    needs = {}
+    for file in root.rglob("*.py"):
+        name = ".".join([root.name, *file.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+        found = {module for module, _, where in imports(file, root) if where != "function" and module.split(".")[0] == root.name}
+        needs[name] = set() if file.name == "__init__.py" else found - {name}  # a folder that names its contents is no step of its own
+    try:
+        TopologicalSorter(needs).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_two_modules_need_each_other() -> None:
+    assert circle(ROOT) == []
+
+
+@pytest.mark.parametrize("how", ["from pivot.train.loop import train", "if TYPE_CHECKING:\n    from pivot.train import loop"])
+def test_a_planted_circle_is_found(tmp_path: Path, how: str) -> None:
+    root = plant(tmp_path, "train/checkpoint.py", how)
+    assert circle(root) == []
+    (root / "train/loop.py").write_text("from pivot.train.checkpoint import save")
+    assert set(circle(root)) == {"pivot.train.loop", "pivot.train.checkpoint"}
 
 
 def test_the_table_itself_has_no_cycle_above_the_floor() -> None:

@@ -18,11 +18,12 @@ import fake_run
 import pytest
 from PIL import Image
 
+from pivot.files import read_json, read_jsonl, write_json, write_jsonl
 from pivot.records import BadInput, Measurement
 from pivot.report import collect, figures, items, page, words
 from pivot.report.figures import Dot, Row, Series
 from pivot.report.matching import matching
-from pivot.runfolder import RunFolder, read_json, read_jsonl, write_json, write_jsonl
+from pivot.runfolder import RunFolder
 
 
 @pytest.fixture(scope="module")

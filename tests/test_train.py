@@ -264,7 +264,9 @@ def test_arms_of_one_seed_read_the_same_rows_in_the_same_order(shared_mllm: MLLM
     sft = read("sft", SFT(), pairs, 0)
     assert read("dpo", DPO(), pairs, 0) == sft
     assert read("seed", SFT(), pairs, 1) != sft
-    assert read("rows", SFT(), [*pairs[:7], replace(pairs[7], id="other")], 0) != sft
+    others = (replace(pairs[7], id="other"), replace(pairs[7], prompt="What else?"), replace(pairs[7], images=pairs[0].images))
+    for n, other in enumerate(others):
+        assert read(f"rows-{n}", SFT(), [*pairs[:7], other], 0) != sft
 
 
 # ---- bad input, and what a tracker is told

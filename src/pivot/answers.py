@@ -3,8 +3,12 @@
 Reading never looks at the true answer: a reply is one guess, whoever asks. A reply that leaves it open ("red or blue") is none.
 
 - choice  one of `meta["choices"]`. Of yes and no, the first that is said decides. Of other choices the one that is named and
-          not denied ("not red"); a short answer may name only one, in an explained one the last counts, since evidence comes
-          before the conclusion. Single letters must have their case, or every article would be an A.
+          not denied ("not red"). A short answer may name only one. An explained one that names several must settle on one:
+          1. If it concludes ("so ...", "therefore ...", "the answer ..."), only that sentence counts.
+          2. What follows "because" or "since" in a sentence is evidence and does not count.
+          3. Where the question is what stands in front, the one counts that is said to ("red is in front of blue", "behind the red
+             one"), whatever else is named.
+          If several are left, the reply is open. Single letters must have their case, or every article would be an A.
 - number  the last number, in digits of any script or in words below a hundred. "one" counts only where no other number
           stands, because it is a pronoun as well ("the red one"). Ordinals and digits inside words are no numbers.
 - text    what stands after the last colon, else the last quoted part, else the last run of capitals and digits, else what
@@ -32,6 +36,11 @@ class Mention(NamedTuple):
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 LEAVES_OPEN = re.compile(r"[\s,]*(?:\bor\b|/)(?:\s+(?:a|an|the|at|on|in|to|maybe|perhaps))*\s*", re.IGNORECASE)
+CONCLUSION = re.compile(
+    r"(?:^|[,.:;!?\n—-]|\band) ?\bso\b(?!\s+(?:that|far|much|many))|\b(?:therefore|thus|hence|answer|conclusion)\b", re.IGNORECASE
+)
+EVIDENCE = re.compile(r"\b(?:because|since)\b[^.!?;\n]*", re.IGNORECASE)
+SENTENCE = re.compile(r"[^.!?;\n]*")
 DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|than|instead of)|n['’]t)(?:\s+(?:a|an|the|at|on|in|to))*\s*$", re.IGNORECASE)
 
 
@@ -41,12 +50,17 @@ def parse(reply: str, example: Example) -> str | None:
         choices = example.meta.get("choices")
         if not choices:
             raise BadInput(f"example {example.id} is a choice without choices; give them in meta['choices']")
-        return choice(reply, choices, several=example.meta.get("style") != "short")
+        return choice(reply, choices, several=example.meta.get("style") != "short", question=_question(example))
     if example.answer_kind == "number":
         return number(reply)
     if example.answer_kind == "text":
         return text(reply)
     raise BadInput(f"example {example.id} has answer kind '{example.answer_kind}', which has no rule here; known: choice, number, text")
+
+
+def _question(example: Example) -> str:
+    """What was said last before the reply."""
+    return example.prompt if isinstance(example.prompt, str) else example.prompt[-1]["content"]
 
 
 def same(parsed: str | None, example: Example) -> bool:
@@ -85,8 +99,20 @@ def _last(mentions: Sequence[Mention], reply: str) -> str | None:
 
 # ---- choice
 
+ASKS_FRONT = re.compile(r"^(?!.*\bbehind\b).*(?:\bin front\b|\bhides\b)", re.IGNORECASE | re.DOTALL)
+# What follows or precedes the name of the thing that is in front. A word may stand between: "red shape", "is clearly", "behind the".
+FRONT_AFTER = re.compile(
+    r"(?:\s+(?!not\b|never\b)\w+)?(?:\s+(?:is|lies|stands|sits))?(?:\s+\w+ly)?\s+(?:in front\b|covers\b|hides\b(?!\s+behind\b))",
+    re.IGNORECASE,
+)
+FRONT_BEFORE = re.compile(
+    r"(?:\bin front\b(?:(?!\bis\b)[^.,;!?\n])*\bis|(?<!not )(?:\bbehind|\bhidden by|\bcovered by))(?:\s+(?:a|an|the))?\s*$", re.IGNORECASE
+)
 
-def choice(reply: str, choices: Sequence[str], several: bool = True) -> str | None:
+JOINED = re.compile(r"(?:\s+\w+)?[\s,]*(?:\b(?:or|and)\b|[/&])(?:\s+(?:a|an|the))?\s*", re.IGNORECASE)
+
+
+def choice(reply: str, choices: Sequence[str], several: bool = True, question: str = "") -> str | None:
     """The choice that the reply settles on. `several`: it may name others on its way."""
     reply = unicodedata.normalize("NFKC", reply)
     named = list(_named(reply, choices))
@@ -96,9 +122,34 @@ def choice(reply: str, choices: Sequence[str], several: bool = True) -> str | No
         return named[0].value if named and not left_open else None
     # Slices keep the look-back short: a denial stands right before what it denies.
     named = [m for m in named if not DENIAL.search(reply[max(0, m.start - 24) : m.start])]
-    if len({m.value for m in named}) > 1 and not several:
-        return None
-    return _last(named, reply)
+    if several:
+        named = _concluded(named, reply)
+        if len({m.value for m in named}) > 1 and ASKS_FRONT.match(question):
+            named = _in_front(named, reply)
+    return named[0].value if len({m.value for m in named}) == 1 else None
+
+
+def _concluded(named: list[Mention], reply: str) -> list[Mention]:
+    """The mentions that count: those of the last conclusion, if there is one; none in evidence, unless there is nothing else."""
+    start = max((m.end() for m in CONCLUSION.finditer(reply) if named and m.end() <= named[-1].start), default=0)
+    if start:
+        named = [m for m in named if m.start >= start]
+        sentence = SENTENCE.match(reply, named[0].end)
+        named = [m for m in named if sentence and m.start < sentence.end()]
+    stated = reply[:start] + EVIDENCE.sub(lambda found: " " * len(found[0]), reply[start:])
+    return [m for m in named if stated[m.start] != " "] or named
+
+
+def _in_front(named: list[Mention], reply: str) -> list[Mention]:
+    """The mentions of which the reply says that they are in front; none if it is said of two at once ("red or blue is in front")."""
+    front = []
+    for last, m in zip([None, *named], named, strict=False):
+        before, after = reply[max(0, m.start - 64) : m.start], reply[m.end : m.end + 64]
+        if FRONT_AFTER.match(after) or FRONT_BEFORE.search(before):
+            if last and JOINED.fullmatch(reply, last.end, m.start):
+                return []
+            front.append(m)
+    return front
 
 
 def _named(reply: str, choices: Sequence[str]) -> list[Mention]:

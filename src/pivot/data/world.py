@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import get_args, overload
+from typing import get_args
 
+from pivot.data.lazy import Lazy
 from pivot.records import BadInput, Example
 from pivot.world.item import TASKS, Form, item
 
 
 @dataclass(frozen=True)
-class World(Sequence[Example]):
+class World(Lazy[Example]):
     """Items 0 .. size-1 of one split and seed. A longer one starts with the shorter one."""
 
     split: str
@@ -25,16 +26,8 @@ class World(Sequence[Example]):
     def __len__(self) -> int:
         return self.size
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(index)
-        return item(self.split, self.seed, index % self.size, pixels=self.pixels, tasks=self.tasks, form=self.form)
+    def one(self, index: int) -> Example:
+        return item(self.split, self.seed, index, pixels=self.pixels, tasks=self.tasks, form=self.form)
 
 
 def read(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, overload
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from pivot.data.lazy import Lazy
 from pivot.records import BadInput, Example, Role
 
 Logps = Sequence[Sequence[Tensor]]  # per example, per response: (s,) log-probabilities of its supervised tokens
@@ -73,7 +74,7 @@ def length(logps: Logps, number: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Picked(Sequence[Example]):
+class Picked(Lazy[Example]):
     """A view of examples with one response of each role, the first one, and no others."""
 
     examples: Sequence[Example]
@@ -82,13 +83,7 @@ class Picked(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def one(self, index: int) -> Example:
         example = self.examples[index]
         first = {response.role: response for response in reversed(example.responses)}
         lacking = next((role for role in self.roles if role not in first), None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -16,27 +16,16 @@ from pivot.files import hash_bytes
 from pivot.model.flops import row_flops
 from pivot.train.parts import Rates
 from pivot.train.settings import Settings
-
-if TYPE_CHECKING:
-    from pivot.train.setup import Setup, State
+from pivot.train.state import Setup, State
 
 PACKAGES = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
 
 
-@dataclass
-class Spent:
-    """Running sums over the updates that made the weights. They travel in checkpoints, so a kill counts nothing twice."""
-
-    image_tokens: int = 0
-    text_tokens: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
-    ids_sha256: str = ""  # of the row names in the order in which updates read them
-
-    def read(self, ids: Sequence[str]) -> None:
-        """Take in the rows of an update, in the order of its batch."""
-        for name in ids:
-            self.ids_sha256 = hash_bytes(f"{self.ids_sha256}\n{name}".encode())
+def row_id(row: Row) -> str:
+    """Its name, and a hash of what it shows and asks: rows may have one name and not be the same. What the responses are is the arm's."""
+    trunk = row.trunks[0]
+    pixels = b"" if trunk.pixels is None else trunk.pixels.numpy().tobytes()
+    return f"{row.id} {hash_bytes(repr(trunk.span.ids).encode() + pixels)}"
 
 
 def cost(rows: Sequence[Row], config: PreTrainedConfig, settings: Settings, rates: Rates) -> tuple[int, int, float]:

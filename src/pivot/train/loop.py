@@ -27,11 +27,12 @@ from pivot.records import BadInput, Example
 from pivot.train import order
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Data, Micro, Portion, count
-from pivot.train.ledger import cost, entries
+from pivot.train.ledger import cost, entries, row_id
 from pivot.train.parts import WITNESSED, Rates
 from pivot.train.reference import Reference, check_start, compute
 from pivot.train.settings import Settings
-from pivot.train.setup import Setup, State, build, resume, save, save_model, summed
+from pivot.train.setup import build, resume, save, save_model, summed
+from pivot.train.state import Setup, State
 
 REFERENCE, LEDGER = "reference.json", "ledger.json"
 Event = dict[str, Any]
@@ -206,7 +207,7 @@ def _account(setup: Setup, state: State, portion: Portion) -> Counts:
     """Count what all processes took of a batch: for the losses, and for the ledger."""
     k = setup.objective.k
     own = (
-        [row.id for row in portion.rows],
+        [row_id(row) for row in portion.rows],
         count(portion.rows, k),
         cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
     )

@@ -16,7 +16,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,7 @@ from pivot.model.flops import row_flops
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.train.feed import RowLogps
 from pivot.train.settings import Settings
-
-if TYPE_CHECKING:
-    from pivot.train.setup import Setup
+from pivot.train.state import Setup
 
 ENTRY = 64  # rows
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of a margin before the first update

@@ -2,77 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pivot.data.collate import Row
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
 from pivot.recipe import differences
 from pivot.records import BadInput, Example
 from pivot.train.checkpoint import Checkpoints
-from pivot.train.feed import Ahead, Data, Portion
+from pivot.train.feed import Ahead, Data
 from pivot.train.launch import accelerator as launched
-from pivot.train.ledger import Spent, objective_facts
+from pivot.train.ledger import objective_facts
 from pivot.train.parts import Proof, Rates, freeze, groups
 from pivot.train.reference import identity, row_key
 from pivot.train.settings import Settings
+from pivot.train.state import Setup, Spent, State
 from pivot.train.watch import Watch
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What stays the same from the first update to the last."""
-
-    mllm: MLLM
-    objective: Objective
-    settings: Settings
-    rates: Rates
-    steps: int
-    accelerator: Accelerator
-    scorer: Scorer  # as accelerator.prepare returns it, and so is the optimiser
-    optimizer: torch.optim.Optimizer
-    full: Sequence[float]  # learning rate of each optimiser group, before the schedule
-    proof: Proof
-    watch: Watch
-    data: Data
-    heldout: Data | None
-    checkpoints: Checkpoints
-    ahead: Ahead
-    begun: Mapping[str, Any]  # what training this is: a checkpoint of another one is refused
-
-    def encode(self, example: Example) -> Row:
-        """One example as the scorer reads it."""
-        return self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
-
-    def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
-        """What this process takes of each batch, encoded ahead."""
-        crew = self.accelerator
-
-        def take(batch: Sequence[int]) -> Portion:
-            return data.portion(batch, self.encode, self.settings.micro, crew.process_index, crew.num_processes)
-
-        return self.ahead.map(take, batches)
-
-
-@dataclass
-class State:
-    """What changes from update to update, beside weights and optimiser."""
-
-    step: int = 0  # updates done
-    objective: Any = None
-    spent: Spent = field(default_factory=Spent)
-    best: tuple[int, float] | None = None  # step and loss of the best validation after an update
-    alarms: list[str] = field(default_factory=list)
 
 
 def build(

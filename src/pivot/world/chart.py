@@ -13,28 +13,37 @@ INKS = ("black", "red", "green", "blue", "purple")
 
 
 def word(dice: Dice) -> Draft:
-    """Read three letters. A wrong reading takes one letter for its lookalike."""
+    """Read three letters. Wrong readings take one of two letters for its lookalike, or both."""
     letters = "".join(dice.pick(LETTERS) for _ in range(3))
 
     def claim(text: str) -> Claim:
         return Claim(text, text, f"the word is {text}.")
 
-    wrong = tuple((claim(misread(letters, i)), "glyph misread") for i in dice.shuffled(range(3)))
+    i, j = dice.aside().some(range(3), 2)
+    rivals = (misread(letters, i), misread(letters, j), misread(misread(letters, i), j))
+    wrong = tuple((claim(text), "glyph misread") for text in dice.shuffled(rivals))
     question = dice.pick(("which word is written here?", "what does the word say?"))
     return Draft(_line(dice, letters), question, claim(letters), wrong, (0, 1, 2), "text")
 
 
 def number(dice: Dice) -> Draft:
-    """Read a number of three digits. A wrong reading takes one digit for its lookalike, or counts one too far."""
+    """Read a number of three digits. Wrong readings slip at one of two digits or at both: a lookalike, or the last one too far."""
     digits = dice.pick(LEADING) + str(dice.below(10)) + str(dice.below(10))
 
     def claim(text: str) -> Claim:
         return Claim(text, text, f"the number is {text}.")
 
-    # Exchanging 0-1, 2-3, ... undoes itself, so the neighbour is as likely to be the truth.
-    beside = digits[:2] + str(int(digits[2]) ^ 1)
-    rivals = [(beside, "off by one"), *((misread(digits, i), "glyph misread") for i in range(3))]
-    wrong = tuple((claim(text), error) for text, error in dice.shuffled(rivals))
+    aside = dice.aside()
+    i, j = sorted(aside.some(range(3), 2))
+    near = j == 2 and aside.coin()
+
+    def slipped(text: str) -> str:
+        # Exchanging 0-1, 2-3, ... undoes itself, as taking lookalikes does.
+        return text[:2] + str(int(text[2]) ^ 1) if near else misread(text, j)
+
+    once = misread(digits, i)
+    errors = {once: "glyph misread", slipped(digits): "off by one" if near else "glyph misread", slipped(once): "glyph misread"}
+    wrong = tuple((claim(text), errors[text]) for text in dice.shuffled((digits, *errors)) if text != digits)
     question = dice.pick(("which number is written here?", "what number do you read?"))
     return Draft(_line(dice, digits), question, claim(digits), wrong, (0, 1, 2), "text")
 
@@ -82,9 +91,13 @@ def form(dice: Dice) -> Draft:
     def claim(value: str) -> Claim:
         return Claim(value, value, f"field {labels[asked]} says {value}.")
 
-    others = [(values[i], "attribute swapped") for i in range(3) if i != asked]
-    rivals = [*others, *((misread(values[asked], i), "glyph misread") for i in (0, 1))]
-    wrong = tuple((claim(value), error) for value, error in dice.shuffled(rivals))
+    # Two fields' values, each with a misreading: nothing tells which field was asked for. Values that share their misreadings are
+    # too close for that.
+    true, aside = values[asked], dice.aside()
+    other = aside.pick([value for value in values if value not in (true, misread(misread(true, 0), 1))])
+    mine, its = (misread(value, aside.below(2)) for value in (true, other))
+    errors = {mine: "glyph misread", other: "attribute swapped", its: "attribute made up"}
+    wrong = tuple((claim(value), errors[value]) for value in dice.shuffled((true, *errors)) if value != true)
     question = dice.pick((f"what stands in field {labels[asked]}?", f"which number is in row {labels[asked]}?"))
     items = tuple(item for row in rows for item in row)
     return Draft(Scene(ground(dice), items), question, claim(values[asked]), wrong, tuple(range(4 * asked, 4 * asked + 4)), "text")

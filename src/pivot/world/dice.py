@@ -16,6 +16,10 @@ class Dice:
     def __init__(self, *key: int | str) -> None:
         self._state = int.from_bytes(blake2b(repr(key).encode(), digest_size=8).digest(), "big")
 
+    def aside(self) -> Dice:
+        """A stream of its own, decided by where this one stands. This one goes on as if nothing had been drawn."""
+        return Dice("aside", self._state)
+
     def below(self, n: int) -> int:
         """A whole number in [0, n)."""
         self._state = z = (self._state + 0x9E3779B97F4A7C15) & _MASK

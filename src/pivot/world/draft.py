@@ -1,8 +1,11 @@
 """What a task family writes: a scene, a question, the true claim and wrong claims that name their error.
 
 Two rules keep text alone from paying, and every family follows them:
-1. The set of claims is drawn first, from a distribution that treats its members alike, and then a fair draw says which of
-   them is true; the scene is built around that. So P(a true, b wrong) = P(b true, a wrong) for any two claims.
+1. Of a set of claims each is as likely to be true as any other, whatever else the text says. It is drawn from a distribution
+   that treats its members alike, and then a fair draw says which is true; or wrong ones are made from the true one by changes
+   that undo themselves and can be combined, so that the same set comes of any member. Changing the truth in one place for each
+   wrong claim would not do: the others would gather round it. A yes/no question has one yes among its claims, true in half of the
+   items: all claims together tell what that half tells, and no more.
 2. Claims of one question have one form; only the words that the picture decides differ.
 """
 

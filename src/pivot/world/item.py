@@ -124,7 +124,7 @@ def say(claim: Claim, style: str) -> str:
 
 def _facts(sentences: Iterable[str], dice: Dice) -> str:
     """Statements about the picture, each once, in random order."""
-    return " ".join(dice.shuffled(dict.fromkeys(sentences)))
+    return " ".join(dice.shuffled(list(dict.fromkeys(sentences))))
 
 
 def _conversation(made: Draft, dice: Dice) -> dict[str, Any]:

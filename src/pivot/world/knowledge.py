@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import permutations
 
 from pivot.world.dice import Dice
 from pivot.world.draft import COLOUR_NAMES, SHAPE_NAMES, Claim, Draft, place_words
@@ -34,7 +36,7 @@ def arithmetic(dice: Dice) -> Draft:
 
 
 def ordering(dice: Dice) -> Draft:
-    """The colours of three shapes from small to large. Wrong ones exchange two of the three, which undoes itself."""
+    """The colours of three shapes from small to large. Wrong ones are any three of the five other orders."""
     colours = dice.some(COLOUR_NAMES, 3)
     radii = (dice.between(28, 32), dice.between(44, 48), dice.between(60, 64))
     spots = dice.shuffled((72, 192, 312))
@@ -43,12 +45,12 @@ def ordering(dice: Dice) -> Draft:
         for c, x, r in zip(colours, spots, radii, strict=True)
     )
 
-    def claim(order: list[str]) -> Claim:
+    def claim(order: Sequence[str]) -> Claim:
         listed = ", ".join(order)
         return Claim(listed, listed, f"from small to large: {listed}.")
 
-    a, b, c = colours
-    wrong = tuple((claim(order), "relation flipped") for order in dice.shuffled(([b, a, c], [a, c, b], [c, b, a])))
+    _, *others = permutations(colours)
+    wrong = tuple((claim(order), "relation flipped") for order in dice.shuffled(dice.aside().some(others, 3)))
     question = dice.pick(("list the colours from the smallest to the largest shape.", "sort the colours by size, smallest shape first."))
     # Painted in random order, so that nothing about layers tells the size.
     order = dice.shuffled(range(3))
@@ -102,7 +104,9 @@ def arrows(dice: Dice) -> Draft:
     def claim(letter: str) -> Claim:
         return Claim(letter, letter, f"from {letters[0]} you reach {letter}.")
 
-    rivals = [(letters[3], "relation flipped"), (letters[3 - steps], "off by one"), (LOOKALIKE[target], "glyph misread")]
+    # Two nodes, each with its lookalike: had only the target one, the two alike would give it away.
+    other, error = dice.aside().pick(((letters[3], "relation flipped"), (letters[3 - steps], "off by one")))
+    rivals = [(other, error), (LOOKALIKE[target], "glyph misread"), (LOOKALIKE[other], "object made up")]
     wrong = tuple((claim(letter), error) for letter, error in dice.shuffled(rivals))
     way = "one arrow" if steps == 1 else "two arrows"
     question = dice.pick((f"start at {letters[0]} and follow {way}. where are you?", f"which letter is {way} after {letters[0]}?"))

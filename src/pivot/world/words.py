@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from typing import get_args
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from pivot.world.item import TASKS, item
+from pivot.world.item import Form, item
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
 
@@ -18,7 +21,10 @@ CHAT_TEMPLATE = (
 
 
 def tokenizer(size: int = 640, scenes: int = 3200) -> Tokenizer:
-    """Train it on the world's sentences, until every word is one token. The same arguments give the same tokenizer."""
+    """Train it on the world's words, each counted once, until every word is one token.
+
+    What it becomes depends on which words there are, not on how often the world says them.
+    """
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -33,16 +39,18 @@ def tokenizer(size: int = 640, scenes: int = 3200) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(_sentences(scenes), trainer)
+    made.train_from_iterator(words(scenes), trainer)
     return made
 
 
-def _sentences(scenes: int) -> list[str]:
-    # Both styles and both forms; the roles are words too.
-    said = ["user", "assistant", "system", "\n"] * scenes
+def words(scenes: int) -> list[str]:
+    """Every word of the world and of the roles, as it begins a sentence and as it follows another, where it does."""
+    found = {"user", "assistant", "system", "\n", " "}
     for index in range(scenes):
-        pair = item("train", 0, index, tasks=TASKS)
-        said += [str(pair.prompt), *(str(response.text) for response in pair.responses), pair.truth.caption if pair.truth else ""]
-        talk = item("train", 0, index, tasks=TASKS, form="turns")
-        said += [str(talk.prompt), *(turn["content"] for response in talk.responses for turn in response.text if not isinstance(turn, str))]
-    return said
+        for form in get_args(Form):
+            example = item("train", 0, index, form=form)
+            said = [example.prompt, *(response.text for response in example.responses)]
+            for text in said:
+                for sentence in [text] if isinstance(text, str) else [str(turn["content"]) for turn in text]:
+                    found.update(re.findall(r" ?[a-z]+|[^a-z\s]", sentence))
+    return sorted(found)

@@ -1,0 +1,83 @@
+"""What a training consists of: what stays the same, what changes with each update, and what it has spent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pivot.data.collate import Row
+from pivot.files import hash_bytes
+from pivot.model import MLLM, Scorer
+from pivot.objective._contract import Objective
+from pivot.records import Example
+from pivot.train.checkpoint import Checkpoints
+from pivot.train.feed import Ahead, Data, Portion
+from pivot.train.parts import Proof, Rates
+from pivot.train.settings import Settings
+from pivot.train.watch import Watch
+
+
+@dataclass
+class Spent:
+    """Running sums over the updates that made the weights. They travel in checkpoints, so a kill counts nothing twice."""
+
+    image_tokens: int = 0
+    text_tokens: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+    ids_sha256: str = ""  # of the rows, by `row_id`, in the order in which updates read them
+
+    def read(self, ids: Sequence[str]) -> None:
+        """Take in the rows of an update, in the order of its batch."""
+        for name in ids:
+            self.ids_sha256 = hash_bytes(f"{self.ids_sha256}\n{name}".encode())
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What stays the same from the first update to the last."""
+
+    mllm: MLLM
+    objective: Objective
+    settings: Settings
+    rates: Rates
+    steps: int
+    accelerator: Accelerator
+    scorer: Scorer  # as accelerator.prepare returns it, and so is the optimiser
+    optimizer: torch.optim.Optimizer
+    full: Sequence[float]  # learning rate of each optimiser group, before the schedule
+    proof: Proof
+    watch: Watch
+    data: Data
+    heldout: Data | None
+    checkpoints: Checkpoints
+    ahead: Ahead
+    begun: Mapping[str, Any]  # what training this is: a checkpoint of another one is refused
+
+    def encode(self, example: Example) -> Row:
+        """One example as the scorer reads it."""
+        return self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
+
+    def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
+        """What this process takes of each batch, encoded ahead."""
+        crew = self.accelerator
+
+        def take(batch: Sequence[int]) -> Portion:
+            return data.portion(batch, self.encode, self.settings.micro, crew.process_index, crew.num_processes)
+
+        return self.ahead.map(take, batches)
+
+
+@dataclass
+class State:
+    """What changes from update to update, beside weights and optimiser."""
+
+    step: int = 0  # updates done
+    objective: Any = None
+    spent: Spent = field(default_factory=Spent)
+    best: tuple[int, float] | None = None  # step and loss of the best validation after an update
+    alarms: list[str] = field(default_factory=list)
