@@ -12,11 +12,12 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pivot.data.lazy import Lazy
 from pivot.data.write import ROWS
 from pivot.records import AnswerKind, BadInput, Example, Response, Role, Thing, Truth
 
@@ -66,7 +67,7 @@ class _Row(_Part):
 
 
 @dataclass(frozen=True)
-class Rows(Sequence[Example]):
+class Rows(Lazy[Example]):
     """The lines of one file. Where each begins is known from the start; what it says is read when it is asked for."""
 
     file: Path
@@ -76,13 +77,7 @@ class Rows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def one(self, index: int) -> Example:
         start, number = self.starts[index], self.numbers[index]
         with self.file.open("rb") as file:
             file.seek(start)
