@@ -1,0 +1,79 @@
+"""The command line itself, and what its verbs share. Only this folder prints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pivot.files import to_json
+from pivot.records import BadInput
+from pivot.screen import Screen, scores, table
+
+if TYPE_CHECKING:
+    import torch
+
+    from pivot.records import Measurement
+
+app = typer.Typer(
+    help="Let a language model teach a vision encoder, take it out again, and show what changed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(help="Make and look at data.", no_args_is_help=True)
+probe = typer.Typer(help="Measure encoders.", no_args_is_help=True)
+bench = typer.Typer(help="Measure MLLMs.", no_args_is_help=True)
+for name, verbs in {"data": data, "probe": probe, "bench": bench}.items():
+    app.add_typer(verbs, name=name)
+
+Changes = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="A change of the recipe, such as post.batch=16, or out=DIR.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
+Plan = Annotated[bool, typer.Option("--plan", help="Say what would be run and what it takes; run nothing.")]
+Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage again, alone; 'bench-*' takes several.")]
+Source = Annotated[str, typer.Option("--data", metavar="READER,KEY=VALUE,...", help="What to read.")]
+HELDOUT = "world,split=test,size=600"
+KEPT = "what is finished is kept, the same command goes on from there"
+
+
+def live(json: bool, quiet: bool = False) -> Screen:
+    """Where a verb shows how far it is."""
+    say = (lambda _line: None) if quiet else typer.echo
+    return Screen(say, sys.stderr if sys.stderr.isatty() and not (json or quiet) else None, json)
+
+
+def show(facts: Mapping[str, Any], json: bool, text: str) -> None:
+    """What a verb found: for machines, or for people."""
+    typer.echo(to_json(facts) if json else text)
+
+
+def results(found: Sequence[Measurement], page: Path | None, json: bool) -> None:
+    """The table that a run ends with, and where its page is."""
+    if json:
+        kept = [{"arm": m.arm, "seed": m.seed, "kind": m.kind, "name": m.name, "n": m.n, "metrics": m.metrics} for m in found]
+        typer.echo(to_json({"event": "results", "measurements": kept, "page": str(page) if page else None}))
+        return
+    for head, rows in scores(found):
+        typer.echo("\n" + table(head, rows))
+    if page and page.exists():
+        typer.echo(f"\npage: {page}")
+
+
+def free(out: Path) -> None:
+    """Never write over what someone else put there."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} exists already; give another path, or remove it first")
+
+
+def device() -> torch.device:
+    """Where this process computes."""
+    from pivot.train.launch import processes
+
+    return processes().device

@@ -1,0 +1,57 @@
+"""Verbs on data: data make, data show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pivot.cli.app import Json, Source, data, free, live, show
+from pivot.records import BadInput
+
+
+@data.command("make")
+def data_make(
+    out: Annotated[Path, typer.Argument(help="Folder for data.jsonl and images/.")],
+    source: Source = "world,size=100",
+    json: Json = False,
+) -> None:
+    """Write examples as files: one JSON line each, pictures as PNG."""
+    free(out)
+    from pivot.data.write import ROWS, write
+    from pivot.files import whole_folder
+    from pivot.recipe import read
+
+    examples = read(source)
+    with whole_folder(out) as unfinished, live(json) as screen:
+        tick = screen.progress("data make")
+        for number in write(examples, unfinished):
+            tick(number, len(examples))
+    show({"folder": str(out), "examples": len(examples)}, json, text=f"{len(examples)} examples: {out / ROWS}")
+
+
+@data.command("show")
+def data_show(
+    source: Source = "world,size=100",
+    index: Annotated[int, typer.Option(help="Which example.", min=0)] = 0,
+    image: Annotated[Path | None, typer.Option(help="Write its picture here.")] = None,
+    json: Json = False,
+) -> None:
+    """Show one example."""
+    from pivot.data.write import row
+    from pivot.recipe import read
+
+    examples = read(source)
+    if index >= len(examples):
+        raise BadInput(f"no example {index}: {source} has {len(examples)}; give --index below that")
+    example = examples[index]
+    found = row(example)
+    if image:
+        from pivot.files import whole_file
+        from pivot.records import picture
+
+        with whole_file(image) as unfinished:
+            picture(example.images[0]).save(unfinished, "PNG")
+    responses = [f"{r['role']:>8}: {r['text']}" + (f"  ({r['error']})" if r["error"] else "") for r in found["responses"]]
+    show(found, json, text="\n".join([f"{example.id}  {example.domain}, {example.task}", f"  prompt: {example.prompt}", *responses]))

@@ -1,0 +1,75 @@
+"""Verbs on whole runs: run, demo, report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pivot.cli.app import KEPT, Changes, Json, Only, Plan, app, live, results, show
+from pivot.records import BadInput
+from pivot.screen import table
+
+
+@app.command()
+def demo(changes: Changes = None, plan: Plan = False, only: Only = None, json: Json = False) -> None:
+    """Run the embedded study: a small encoder through SFT and DPO, out again, measured and reported."""
+    _run("demo", changes or [], plan, only, json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a YAML file.")],
+    changes: Changes = None,
+    plan: Plan = False,
+    only: Only = None,
+    json: Json = False,
+) -> None:
+    """Run all stages of a recipe. Finished ones are skipped, a killed one resumes."""
+    _run(recipe, changes or [], plan, only, json)
+
+
+def _run(source: str, changes: Sequence[str], plan: bool, only: str | None, json: bool) -> None:
+    from pivot import chain
+    from pivot import recipe as recipes
+    from pivot.runfolder import RunFolder
+
+    out = [change.removeprefix("out=") for change in changes if change.startswith("out=")]
+    recipe = recipes.load(source, [change for change in changes if not change.startswith("out=")])
+    folder = RunFolder(Path(out[-1] if out else f"runs/{recipe.name}"))
+    if plan:
+        from pivot.plan import plan as planned
+
+        rows = planned(recipe, folder)
+        text = table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "nothing to run: no stage and no arm"
+        show({"folder": str(folder.path), "stages": rows}, json, text)
+        return
+    main = chain.Crew().main
+    with live(json and main, quiet=not main) as screen:
+        try:
+            chain.run(recipe, folder, screen.tell, only)
+        except KeyboardInterrupt:
+            raise BadInput(f"stopped by Ctrl-C in {screen.stage or recipe.name}; {KEPT}") from None
+    if main:
+        arms = list(recipe.arms)
+        found = sorted((one for one in folder.measurements() if one.arm in arms), key=lambda one: arms.index(one.arm))
+        results(found, folder.report / "index.html", json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for index.html and results.json; by default report/ in the first run.")] = None,
+    json: Json = False,
+) -> None:
+    """Write the page of one run, or of several side by side."""
+    if out and out.suffix.lower() in (".html", ".htm"):
+        raise BadInput(f"--out {out} names a page; give a folder, such as --out {out.with_suffix('')}: the page is its index.html")
+    from pivot.report import page
+    from pivot.runfolder import RunFolder
+
+    folders = [RunFolder.existing(run) for run in runs]
+    written = page.write(folders, out)
+    show({"page": str(written)}, json, text=f"page: {written}")
