@@ -69,6 +69,24 @@ def _share(said: list[str], truth: list[str], task: str) -> float:
     return fmean(right)
 
 
+def measure(mllm: MLLM, items: int, seed: int = 0) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Per task and domain: accuracy with the picture, with a stranger's, and of text alone; and what the linear probe reads."""
+    examples = list(read(split="test", size=items, seed=seed))
+    with tempfile.TemporaryDirectory() as folder:
+        seen = run(Benchmark(), greedy(mllm), Path(folder) / "seen.jsonl", examples=examples, batch=128).metrics
+        shuffled = run(Benchmark(), greedy(mllm), Path(folder) / "shuffled.jsonl", examples=strangers(examples), batch=128).metrics
+    text = blind(items)
+    text |= {domain: fmean(text[task] for task in tasks) for domain, tasks in FAMILIES.items()}
+    text["mean"] = fmean(text[domain] for domain in FAMILIES)
+    named = {f"{kind}/{name}": name for kind, names in (("tasks", DOMAINS), ("domains", FAMILIES)) for name in names} | {"mean": "mean"}
+    table = {
+        name: {"seen": round(seen[metric], 4), "shuffled": round(shuffled[metric], 4), "text": round(text[name], 4)}
+        for metric, name in named.items()
+    }
+    probe = next(iter(Probe().run({"base": mllm.detach()}, read(split="test", size=1600, seed=seed + 1))))
+    return table, dict(probe.metrics)
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     asked.add_argument("--items", type=int, default=3200)
@@ -80,34 +98,14 @@ def main() -> None:
     if options.ship:  # measured as it will be opened: rounded to half precision
         mllm.to(dtype="float16").save(BASE)
         mllm = MLLM.load("base")
-    examples = list(read(split="test", size=options.items))
-    with tempfile.TemporaryDirectory() as folder:
-        seen = run(Benchmark(), greedy(mllm), Path(folder) / "seen.jsonl", examples=examples, batch=128).metrics
-        shuffled = run(Benchmark(), greedy(mllm), Path(folder) / "shuffled.jsonl", examples=strangers(examples), batch=128).metrics
-    text = blind(options.items)
-    text |= {domain: fmean(text[task] for task in tasks) for domain, tasks in FAMILIES.items()}
-    probe = next(iter(Probe().run({"base": mllm.detach()}, read(split="test", size=1600, seed=1))))
-    table = {
-        name: {
-            "seen": round(seen[f"{kind}/{name}"], 4),
-            "shuffled": round(shuffled[f"{kind}/{name}"], 4),
-            "text": round(text[name], 4),
-        }
-        for kind, names in (("tasks", DOMAINS), ("domains", FAMILIES))
-        for name in names
-    }
-    table["mean"] = {
-        "seen": round(seen["mean"], 4),
-        "shuffled": round(shuffled["mean"], 4),
-        "text": round(fmean(text[d] for d in FAMILIES), 4),
-    }
+    table, probe = measure(mllm, options.items)
     print(f"{'':16s} {'picture':>8s} {'stranger':>9s} {'text':>6s}")
     for name, row in table.items():
         print(f"{name:16s} {100 * row['seen']:8.1f} {100 * row['shuffled']:9.1f} {100 * row['text']:6.1f}")
-    print({metric: round(value, 3) for metric, value in probe.metrics.items()})
+    print({metric: round(value, 3) for metric, value in probe.items()})
     if options.ship:
         measured = {"items": options.items, "weights": read_json(BASE / "pivot.json")["weights"], "accuracy": table}
-        write_json(BASE / "evidence.json", {**measured, "probe": dict(probe.metrics)})
+        write_json(BASE / "evidence.json", {**measured, "probe": probe})
         lines = read_jsonl(options.log) if options.log else []
         write_jsonl(BASE / "log.jsonl", [line for line in lines if line["kind"] == "eval" or line["step"] % 25 == 0])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.pretrain.loop import pretrain
 from pivot.pretrain.supervised import HEADS, IGNORE, Pretraining
-from pivot.records import BadInput, Example
+from pivot.records import BadInput, CheckFailed, Example
 from pivot.world.glyphs import DIGITS, LETTERS
 from pivot.world.scene import COLOURS, KINDS, ORIENTATIONS, TEXTURES
 
@@ -78,6 +80,25 @@ def test_a_killed_one_ends_in_the_same_bits(tmp_path: Path, stop: int) -> None:
     assert whole.hashes() == again.hashes()
     steps = [line["step"] for line in read_jsonl(tmp_path / "killed" / "metrics.jsonl")]
     assert steps == list(range(1, 11))
+
+
+def test_what_would_teach_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="15 examples do not fill one batch of 16"):
+        run(tmp_path / "few", 15)
+    still = replace(SMALL, rate=0.0)
+    with pytest.raises(CheckFailed, match="the tower is what it was"):
+        list(pretrain(MLLM.tiny(), still, read(size=16), tmp_path / "still"))
+    broken = MLLM.tiny()
+    with torch.no_grad():
+        next(broken.parts()["projector"].parameters()).fill_(math.nan)
+    with pytest.raises(BadInput, match="the loss of step 1 is nan, rows from world-train-0-48-000000"):
+        list(pretrain(broken, SMALL, read(size=16), tmp_path / "broken"))
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
+    run(tmp_path, 16 * 10, stop=5)
+    with pytest.raises(BadInput, match="is of another training"):
+        run(tmp_path, 16 * 11)
 
 
 def test_the_ledger_counts_what_torch_counts(tmp_path: Path) -> None:

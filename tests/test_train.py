@@ -264,6 +264,11 @@ def test_arms_of_one_seed_read_the_same_rows_in_the_same_order(shared_mllm: MLLM
     sft = read("sft", SFT(), pairs, 0)
     assert read("dpo", DPO(), pairs, 0) == sft
     assert read("seed", SFT(), pairs, 1) != sft
+    # Only one of a pair's responses has a picture of its own: what is asked is the same for who reads one and who reads both.
+    for role in (0, 1):
+        own = replace(pairs[7].responses[role], images=pairs[0].images)
+        mixed = [*pairs[:7], replace(pairs[7], responses=tuple(own if n == role else r for n, r in enumerate(pairs[7].responses)))]
+        assert read(f"sft-own-{role}", SFT(), mixed, 0) == read(f"dpo-own-{role}", DPO(), mixed, 0) == sft
     others = (replace(pairs[7], id="other"), replace(pairs[7], prompt="What else?"), replace(pairs[7], images=pairs[0].images))
     for n, other in enumerate(others):
         assert read(f"rows-{n}", SFT(), [*pairs[:7], other], 0) != sft

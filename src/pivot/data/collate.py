@@ -61,6 +61,7 @@ class Row:
     id: str
     trunks: tuple[Trunk, ...]
     branches: tuple[Span, ...]
+    asks: str = ""  # a hash of the example's prompt and pictures, for who keeps account of what was read
 
     @property
     def length(self) -> int:

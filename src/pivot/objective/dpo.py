@@ -4,7 +4,8 @@ With g(y) = log p(y) - log p_reference(y), summed over the response's tokens, an
 
     loss = alpha mean_pairs[-(1 - s) log sigmoid(m) - s log sigmoid(-m)] + gamma mean_tokens[-log p(chosen token)]
 
-LLaVA-NeXT's script sets gamma to 0, its code defaults to 1; the script is followed.
+LLaVA-NeXT's script sets gamma to 0, its code defaults to 1; the script is followed. Metrics have TRL's names, but for
+`logits/*`, means over the whole vocabulary: the scorer hands out log-probabilities alone.
 """
 
 from __future__ import annotations

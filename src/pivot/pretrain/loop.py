@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from pivot.files import append_jsonl, read_jsonl, whole_file, write_json, write_jsonl
+from pivot.files import append_jsonl, hash_json, hash_tensors, read_jsonl, whole_file, write_json, write_jsonl
 from pivot.model.flops import tower_flops
-from pivot.records import Example
+from pivot.records import BadInput, CheckFailed, Example
 
 if TYPE_CHECKING:
     from pivot.model import MLLM
@@ -25,6 +26,9 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
 
     A killed one goes on from its last checkpoint. Writes metrics.jsonl, ledger.json and model/ into `folder`.
     """
+    steps = len(examples) // objective.batch
+    if not steps:
+        raise BadInput(f"pretrain: {len(examples)} examples do not fill one batch of {objective.batch}; give more, or a smaller batch")
     tower = mllm.parts()["tower"].train()
     device = next(tower.parameters()).device
     with torch.random.fork_rng(devices=[]):
@@ -32,9 +36,10 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         beside = objective.init(mllm).to(device)
     learner = nn.ModuleDict({"tower": tower, "beside": beside})
     optimiser = torch.optim.AdamW(learner.parameters(), lr=objective.rate, weight_decay=objective.weight_decay)
-    steps = len(examples) // objective.batch
     checkpoint, log = folder / "checkpoint.pt", folder / "metrics.jsonl"
-    done, spent = _resume(checkpoint, learner, optimiser)
+    begun = hash_json([type(objective).__module__, asdict(objective), len(examples), seed])  # a checkpoint of another training is refused
+    done, spent = _resume(checkpoint, learner, optimiser, begun)
+    untouched = hash_tensors(tower.state_dict()) if not done else None
     write_jsonl(log, [line for line in read_jsonl(log) if line["step"] <= done])
 
     encoder = mllm.detach()
@@ -46,6 +51,8 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         for group in optimiser.param_groups:
             group["lr"] = objective.rate * _cosine(step, steps, objective.warmup)
         loss, metrics = objective.loss(encoder, batch, beside)
+        if not math.isfinite(metrics["loss"]):
+            raise BadInput(f"pretrain: the loss of step {step} is {metrics['loss']}, rows from {rows[0].id} on; lower the rate or mend the rows")
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
@@ -54,9 +61,11 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
         line = {"step": step, "kind": "train", **metrics, "lr/tower": optimiser.param_groups[0]["lr"]}
         append_jsonl(log, line)
         if step % objective.save_every == 0 or step == steps:
-            _save(checkpoint, learner, optimiser, step, spent)
+            _save(checkpoint, learner, optimiser, step, spent, begun)
         yield {**line, "steps": steps}
 
+    if untouched == hash_tensors(tower.state_dict()):
+        raise CheckFailed(f"pretrain: after {steps} steps the tower is what it was; its rate is {objective.rate}")
     mllm.save(folder / "model")
     write_json(folder / "ledger.json", _entries(mllm, beside, objective, steps, spent))
     checkpoint.unlink(missing_ok=True)
@@ -90,16 +99,19 @@ def _cosine(step: int, steps: int, warmup: float) -> float:
     return 0.02 + 0.49 * (1 + math.cos(math.pi * (step - ramp) / max(1, steps - ramp)))
 
 
-def _save(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, step: int, spent: float) -> None:
+def _save(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, step: int, spent: float, begun: str) -> None:
+    state = {"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": spent, "begun": begun}
     with whole_file(file) as unfinished:
-        torch.save({"learner": learner.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "seconds": spent}, unfinished)
+        torch.save(state, unfinished)
 
 
-def _resume(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, float]:
+def _resume(file: Path, learner: nn.Module, optimiser: torch.optim.Optimizer, begun: str) -> tuple[int, float]:
     """Steps done and seconds spent before a kill."""
     if not file.exists():
         return 0, 0.0
     state = torch.load(file, weights_only=True, map_location="cpu")  # loading into modules and optimiser moves it
+    if state["begun"] != begun:
+        raise BadInput(f"{file} is of another training (objective, number of examples or seed differ); choose another folder, or remove it")
     learner.load_state_dict(state["learner"])
     optimiser.load_state_dict(state["optimiser"])
     return state["step"], state["seconds"]

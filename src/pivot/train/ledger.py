@@ -12,20 +12,12 @@ import torch
 from transformers import PreTrainedConfig
 
 from pivot.data.collate import Row
-from pivot.files import hash_bytes
 from pivot.model.flops import row_flops
 from pivot.train.parts import Rates
 from pivot.train.settings import Settings
 from pivot.train.state import Setup, State
 
 PACKAGES = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
-
-
-def row_id(row: Row) -> str:
-    """Its name, and a hash of what it shows and asks: rows may have one name and not be the same. What the responses are is the arm's."""
-    trunk = row.trunks[0]
-    pixels = b"" if trunk.pixels is None else trunk.pixels.numpy().tobytes()
-    return f"{row.id} {hash_bytes(repr(trunk.span.ids).encode() + pixels)}"
 
 
 def cost(rows: Sequence[Row], config: PreTrainedConfig, settings: Settings, rates: Rates) -> tuple[int, int, float]:

@@ -27,7 +27,7 @@ from pivot.records import BadInput, Example
 from pivot.train import order
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Data, Micro, Portion, count
-from pivot.train.ledger import cost, entries, row_id
+from pivot.train.ledger import cost, entries
 from pivot.train.parts import WITNESSED, Rates
 from pivot.train.reference import Reference, check_start, compute
 from pivot.train.settings import Settings
@@ -207,7 +207,7 @@ def _account(setup: Setup, state: State, portion: Portion) -> Counts:
     """Count what all processes took of a batch: for the losses, and for the ledger."""
     k = setup.objective.k
     own = (
-        [row_id(row) for row in portion.rows],
+        [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
         cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
     )

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from pivot.data.collate import Row
-from pivot.files import hash_bytes
+from pivot.data.pictures import fingerprint as looks
+from pivot.files import hash_bytes, hash_json
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
 from pivot.records import Example
@@ -29,7 +30,7 @@ class Spent:
     text_tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-    ids_sha256: str = ""  # of the rows, by `row_id`, in the order in which updates read them
+    ids_sha256: str = ""  # of the rows, by name and what they ask, in the order in which updates read them
 
     def read(self, ids: Sequence[str]) -> None:
         """Take in the rows of an update, in the order of its batch."""
@@ -59,8 +60,9 @@ class Setup:
     begun: Mapping[str, Any]  # what training this is: a checkpoint of another one is refused
 
     def encode(self, example: Example) -> Row:
-        """One example as the scorer reads it."""
-        return self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
+        """One example as the scorer reads it, with a hash of what it asks: the same for every arm, whichever responses it takes."""
+        row = self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
+        return replace(row, asks=hash_json([example.prompt, looks(example.images)]))
 
     def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
         """What this process takes of each batch, encoded ahead."""
