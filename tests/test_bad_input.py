@@ -19,6 +19,7 @@ import pytest
 
 from pivot import chain, cli
 from pivot.chain import Stage, Work
+from pivot.encoder import Encoder
 from pivot.files import write_text
 from pivot.records import Example, Response
 from pivot.runfolder import RunFolder
@@ -43,6 +44,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "keep").touch()
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "data.jsonl").write_text('{"id": "bare", "prompt": "?"}\n')
+    Encoder.tiny("siglip").save(tmp_path / "encoder")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
     return tmp_path
@@ -71,9 +75,19 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("run small.yaml data.pairs.read=wurld", "data.pairs: no data named 'wurld'", "did you mean 'world'?"),
         ("run small.yaml data.pairs.size=0", "size 0", "give at least one"),
         ("run small.yaml init=nowhere", "nowhere", "no such folder"),
+        ("run small.yaml init=nowhere --plan", "MLLM 'nowhere': no such folder", "check the path"),
+        ("run small.yaml init=small.yaml --plan", "MLLM 'small.yaml': no such folder", "check the path"),
+        ("run small.yaml init=. --plan", "cannot open MLLM .", ""),
+        ("run broken.png --plan", "broken.png is no text in UTF-8", "save it as UTF-8"),
+        ("run small.yaml --plan probes={linear:{}}", "probes.linear.data: is missing", "pairs"),
+        ("run small.yaml --plan data.pairs.tasks=[]", "tasks names none", "leave it out for all"),
+        ("detach encoder out", "MLLM encoder: this is an encoder already (siglip_vision_model)", "give an MLLM"),
+        ("data show --data rows,plain --image o.png", "example bare of rows,plain has no picture", "leave out --image"),
         ("run small.yaml --only bench-word", "no stage named 'bench-word'", "known: "),
         ("run small.yaml --only encoder-dpo/seed-0", "needs post-dpo/seed-0", "run that first"),
         ("run small.yaml out=broken.png", "broken.png", "check the path"),
+        ("run small.yaml out=full", "full is not empty and not a run folder", "give another out="),
+        ("run small.yaml out=", "out= names no folder", "give one"),
         ("report full", "not a run folder: full", "pivot run"),
         ("report nowhere", "no such run folder: nowhere", "check the path"),
         ("ask base nowhere.png what?", "image not found: nowhere.png", "check the path"),
@@ -87,7 +101,9 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("report full --out page.html", "--out page.html names a page", "give a folder, such as --out page:"),
         ("ask base broken.png ''", "the question is empty", "write one"),
         ("probe linear full --at tower", "at: ", "not 'tower' (probe linear)"),
-        ("probe linear full --test 2", "--test", "less than or equal to 1"),
+        ("probe linear full --test 2", "test: ", "less than 1, not 2.0 (probe linear)"),
+        ("probe linear full --validation 0", "validation: ", "greater than 0, not 0.0 (probe linear)"),
+        ("probe linear full --batch 0", "batch: ", "greater than or equal to 1"),
         ("bench run base --arm a/b", "--arm a/b", "give it letters"),
         ("data make /proc/out", "cannot write /proc/out: No such file or directory", "check the path"),
         ("data make broken.png/out", "cannot write broken.png/out: Not a directory", "check the path"),

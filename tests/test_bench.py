@@ -15,7 +15,7 @@ from pivot.bench import run as asking
 from pivot.bench.run import greedy, identity, keep, measure, run
 from pivot.bench.world import Benchmark
 from pivot.data import world
-from pivot.files import append_jsonl, read_jsonl
+from pivot.files import append_jsonl, read_jsonl, write_jsonl
 from pivot.lookup import find
 from pivot.model import MLLM
 from pivot.model.sample import reply
@@ -233,6 +233,38 @@ def test_answers_are_kept_for_the_same_model_and_questions_and_never_overwritten
     assert answers.read_bytes() == before and script.asked == 8
     keep(Benchmark(), mllm, folder, "other", asked)
     assert script.asked == 16 and {one.arm for one in folder.measurements()} == {"mine", "other"}
+
+
+def test_a_kill_between_answers_and_measurement_leaves_no_answers_without_a_maker(
+    items: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mllm: MLLM
+) -> None:
+    folder, asked, script = RunFolder(tmp_path), items[:8], Script(truths(items))
+    monkeypatch.setattr(asking, "greedy", lambda _: script)
+    answers, measured = folder.answers_file("mine", 0, "world"), folder.measurement_file("mine", 0, "bench", "world")
+
+    def killed(file: Path, rows: Sequence[object]) -> None:
+        if file == answers:
+            raise KeyboardInterrupt
+        write_jsonl(file, rows)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asking, "write_jsonl", killed)
+        with pytest.raises(KeyboardInterrupt):
+            keep(Benchmark(), mllm, folder, "mine", asked)
+    assert measured.exists() and not answers.exists()
+    other = MLLM(copy.deepcopy(mllm.model), mllm.processor, mllm.tap)
+    next(other.parts()["projector"].parameters()).data.add_(1)
+    with pytest.raises(BadInput, match="is of another model, or of what 'mine' was before"):
+        keep(Benchmark(), other, folder, "mine", asked)
+    found = keep(Benchmark(), mllm, folder, "mine", asked)
+    assert script.asked == 8 and found.metrics["mean"] == 1, "the same model goes on from what it said"
+
+    before = answers.read_bytes()
+    measured.unlink()
+    for model in (mllm, other):
+        with pytest.raises(BadInput, match=r"mine-seed-0-world\.jsonl holds answers of a model that no measurement names; give another"):
+            keep(Benchmark(), model, folder, "mine", asked)
+    assert answers.read_bytes() == before
 
 
 def test_whatever_decides_replies_is_in_a_models_identity(mllm: MLLM, items: list[Example]) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from pivot import chain, recipe
 from pivot.chain import Event, Stage, Work
+from pivot.data.write import write
 from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement
@@ -199,6 +200,29 @@ def test_other_weights_than_the_folder_began_with_are_refused(stand: Stand, fold
     write_text(weights, "two")
     with pytest.raises(BadInput, match=f"the weights of init '{init}' no longer match"):
         stand.run(folder, init=init)
+    assert stand.ran == []
+
+
+def test_a_start_that_came_to_nothing_binds_nobody(stand: Stand, folder: RunFolder, tmp_path: Path) -> None:
+    weights = tmp_path / "mllm" / "model.safetensors"
+    write_text(weights, "one")
+    init = str(weights.parent)
+    with pytest.raises(BadInput, match="not finished in"):
+        stand.run(folder, only="bench-world-sft/seed-0", init=init, name="typo", post={"batch": 2})
+    write_text(weights, "two")
+    assert stand.run(folder, init=init)
+    assert read_json(folder.manifest_file)["name"] == "small"
+
+
+def test_rows_that_changed_since_the_folder_began_are_refused(stand: Stand, folder: RunFolder, tmp_path: Path) -> None:
+    """Else finished stages would be skipped that read something else."""
+    assert list(write(recipe.read("world,size=6"), tmp_path / "rows"))
+    data = {**PLAIN["data"], "pairs": {"read": "rows", "path": str(tmp_path / "rows")}}
+    assert stand.run(folder, data=data) and not stand.run(folder, data=data)
+    file = tmp_path / "rows" / "data.jsonl"
+    file.write_text(file.read_text().replace('"prompt": "', '"prompt": "Now, ', 1))
+    with pytest.raises(BadInput, match=r"the rows of data\.pairs in .*rows no longer match those that .*run began with"):
+        stand.run(folder, data=data)
     assert stand.ran == []
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import pivot
 from pivot import chain, cli, recipe, screen
 from pivot.chain import Event
 from pivot.model import MLLM
@@ -245,6 +246,30 @@ def test_a_probe_has_its_knobs_on_the_command_line(
     assert found("--seed", "1")["metrics"] != plain["metrics"]
 
 
+def test_a_probe_takes_an_mllm_as_the_encoder_in_it(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    mllm.save(tmp_path / "mllm")
+    mllm.detach().save(tmp_path / "encoder")
+    names = [str(tmp_path / "mllm"), str(tmp_path / "encoder"), "base"]
+    assert cli.call(["probe", "linear", *names, "--data", "world,split=test,size=40", "--json"]) == 0
+    inside, taken_out, base = (one["metrics"] for one in json.loads(capsys.readouterr().out)["measurements"])
+    assert inside == taken_out != base
+
+
+def test_a_row_without_task_and_domain_is_shown_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "data.jsonl").write_text('{"id": "bare", "prompt": "?"}\n{"id": "half", "prompt": "?", "task": "word"}\n')
+    for index, head in enumerate(("bare", "half  word")):
+        assert cli.call(["data", "show", "--data", f"rows,{tmp_path}", "--index", str(index)]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == head
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["--version"]) == 0
+    assert capsys.readouterr() == (f"pivot {pivot.__version__}\n", "")
+
+
 def test_a_bench_keeps_what_was_answered_before(
     mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -281,6 +306,12 @@ def test_every_shipped_recipe_has_a_plan(name: str, tmp_path: Path, capsys: pyte
     assert cli.call(["run", name, "--plan", "--json", f"out={tmp_path / 'run'}"]) == 0
     rows = json.loads(capsys.readouterr().out)["stages"]
     assert all(row["flops"] > 0 for row in rows if row["stage"].startswith(("align", "instruct", "post")))
+
+
+def test_a_bench_without_data_is_planned_with_its_own_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["run", "demo", "bench={world: {}}", "--plan", "--json", f"out={tmp_path / 'run'}", "init=tiny"]) == 0
+    rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
+    assert rows["bench-world-dpo/seed-0"]["examples"] == 640
 
 
 def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,22 @@ def test_a_folder_without_a_name_is_refused_and_kept(tmp_path: Path, monkeypatch
     assert (tmp_path / "keep").exists()
 
 
+def test_only_what_killed_writers_of_ours_left_is_swept(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = os.getppid()
+    kept = [".notes.tmp", "project/.draft.tmp/text", f".model.{alive}.tmp/weights", "run/manifest.json", f"run/.a.json.{dead.pid}.tmp"]
+    kept += ["plain.1.tmp", ".a.0.tmp", f".a.{dead.pid}.tmp.txt"]
+    gone = [f".a.json.{dead.pid}.tmp", f"post/seed-0/.model.old.{dead.pid}.tmp/weights", f".b.json.{os.getpid()}.tmp"]
+    for name in [*kept, *gone]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "manifest.json").touch()
+    files.sweep(tmp_path)
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "manifest.json"} and not list(tmp_path.rglob(f"*.{dead.pid}.tmp/weights"))
+
+
 def test_an_error_about_another_file_stays_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="elsewhere"), files.whole_folder(tmp_path / "out"):
         (tmp_path / "elsewhere").read_text()

@@ -246,6 +246,7 @@ def test_behind_the_projector() -> None:
     [
         ([Example(str(i), (Image.new("RGB", (48, 48)),), "") for i in range(9)], "neither objects"),
         ([scene(0)], "too few"),
+        ([*(scene(i) for i in range(30)), scene(7)], "have id scene-7 more than once; give every example an id of its own"),
         (
             [scene(i) for i in range(19)],
             r"19 images with labels, a pair as one, are too few \(9 to train, 3 to validate, 7 to test\); give at least 20",

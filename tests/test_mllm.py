@@ -216,7 +216,7 @@ def test_bad_names_are_one_line(call: Callable[[], MLLM], message: str) -> None:
 
 def test_a_model_of_another_family_is_refused_by_name(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=64, **LIMIT)).save_pretrained(tmp_path)
-    with pytest.raises(BadInput, match="llama"):
+    with pytest.raises(BadInput, match="no MLLM family 'llama'; nearest: llava"):
         MLLM.load(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,8 +118,24 @@ def test_defaults_are_filled_in_and_a_frozen_recipe_is_the_same_recipe(small: st
 def test_a_run_folder_refuses_another_recipe_and_names_what_changed(small: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     recipe.freeze(recipe.load(small), folder)
+    folder.mark("report")
     with pytest.raises(BadInput, match=r"changed: data\.pairs\.size, post\.batch\); give this one another out="):
-        recipe.freeze(recipe.load(small, ["post.batch=2", "data.pairs.size=9"]), folder)
+        recipe.freeze(recipe.load(small, ["post.batch=2", "data.pairs.size=9", "post.micro=3"]), folder)
+
+
+def test_a_folder_where_nothing_was_done_takes_another_recipe(small: str, tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path / "run"), recipe.load(small, ["post.batch=2"])
+    recipe.freeze(recipe.load(small), folder)
+    recipe.freeze(other, folder)
+    assert recipe.load(str(folder.recipe_file)) == other
+
+
+def test_what_changes_memory_and_reports_alone_may_change_on_a_rerun(small: str, tmp_path: Path) -> None:
+    folder, other = RunFolder(tmp_path / "run"), recipe.load(small, ["post.micro=3", "post.save_every=7", "post.report_to=[trackio]"])
+    recipe.freeze(recipe.load(small), folder)
+    folder.mark("report")
+    recipe.freeze(other, folder)
+    assert recipe.load(str(folder.recipe_file)) == other
 
 
 @pytest.mark.parametrize(
@@ -149,6 +166,21 @@ def test_a_run_folder_refuses_another_recipe_and_names_what_changed(small: str, 
         ("probes.mine={use: linear, data: held}", "probes.mine.data: no data named 'held'", "heldout"),
         ("probes={a/b: {use: linear, data: heldout}}", "probes: 'a/b' is no name", "letters"),
         ("bench.world.dta=heldout", "bench.world: unknown key 'dta'", "did you mean 'data'?"),
+        ("probes.linear.batch=0", "probes.linear.batch", "greater than or equal to 1"),
+        ("probes.linear.test=5", "probes.linear.test", "less than 1"),
+        ("probes.linear.validation=0", "probes.linear.validation", "greater than 0"),
+        ("probes.linear.targets=[]", "probes.linear.targets", "at least 1"),
+        ("probes.linear.lowest=.nan", "probes.linear.lowest", "not nan"),
+        ("probes.linear={data: heldout, lowest: 3, highest: 2}", "probes.linear: lowest 3 is above highest 2", "swap them"),
+        ("probes.linear={data: heldout, test: 0.6, validation: 0.5}", "probes.linear: validation 0.5 and test 0.6", "below 1"),
+        ("probes.linear={}", "probes.linear.data: is missing", "pairs, heldout"),
+        ("arms.dpo.objective.beta=.inf", "arms.dpo.objective.beta", "finite"),
+        ("arms.dpo.objective.gamma=1e400", "arms.dpo.objective.gamma", "finite"),
+        ("arms.dpo.objective.name=..", "arms.dpo.objective: no objective named '..'", "known: dpo, sft"),
+        ("arms.dpo.objective.name=a..b", "no objective named 'a..b'", "known: "),
+        ("arms.dpo.objective.name=_contract", "pivot.objective._contract has no 'Objective'", "must export"),
+        ("post.weight_decay=.inf", "post.weight_decay", "finite"),
+        ("post.spike=.nan", "post.spike", "not nan"),
         ("seeds=[]", "seeds", "at least 1"),
         ("seeds=[1, 1]", "seeds: must differ", "[1, 1]"),
         ("name=a/b", "name", "not 'a/b'"),
@@ -186,12 +218,53 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(tmp_path: Path, text: str, 
     assert said in found and str(file) in found
 
 
+@pytest.mark.parametrize("start", [b"\x89PNG\r\n\x1a\n", "name: caf\u00e9".encode("latin-1"), b"\xff\xfe\x00"])
+def test_a_file_that_is_no_text_is_refused_by_name(tmp_path: Path, start: bytes) -> None:
+    file = tmp_path / "bytes.yaml"
+    file.write_bytes(start)
+    assert f"{file} is no text in UTF-8 (byte " in wrong(str(file))
+
+
+def test_a_bench_may_be_asked_its_own_items(small: str, tmp_path: Path) -> None:
+    own = recipe.load(small, ["bench={world: {}}"])
+    assert own.bench["world"]["data"] is None
+    recipe.freeze(own, RunFolder(tmp_path / "run"))
+    assert recipe.load(str(tmp_path / "run" / "recipe.yaml")) == own
+
+
+def test_checking_a_recipe_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom pivot import recipe\nrecipe.load('demo')\nsys.exit(' '.join({'torch', 'transformers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_can_be_named_as_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a number, as YAML's null, below the home folder; with its key or, where the reader needs a path, without it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("2024", "007", "1e5", "true", "[x]"):
+        Path(name).mkdir()
+        Path(name, "data.jsonl").write_text(f'{{"id": "{name}", "prompt": "?"}}\n')
+        for source in (f"rows,path={name}", f"rows,{name}", f"rows,~/{name}", f"rows,path=~/{name},size=1", f"rows,path='{name}'"):
+            assert recipe.read(source)[0].id == name
+    for source, odd in {"rows,2024,007": "007", "world,test": "test", "rows,=3": "=3", "rows,": ""}.items():
+        with pytest.raises(BadInput, match=rf"^data '{source}': '{odd}' is no KEY=VALUE; write READER,KEY=VALUE,\.\.\."):
+            recipe.read(source)
+
+
+def test_no_tasks_are_not_all_tasks(small: str) -> None:
+    with pytest.raises(BadInput, match="tasks names none"):
+        recipe.load(small, ["data.pairs.tasks=[]"]).examples("pairs")
+
+
 def test_data_can_be_named_in_one_line() -> None:
     assert len(recipe.read("world,split=test,size=4")) == 4
     for tasks in ("word", "[word]", "[word,number]", "[word, number]"):
         found = {example.task for example in recipe.read(f"world,tasks={tasks},size=4")}
         assert found == ({"word", "number"} if "number" in tasks else {"word"})
-    for source, said in {"world,size=many": "size", "wurld": "did you mean 'world'?", "world,size": "key.sub=value"}.items():
+    for source, said in {"world,size=many": "size", "wurld": "did you mean 'world'?", "world,size": "KEY=VALUE"}.items():
         with pytest.raises(BadInput, match=said):
             recipe.read(source)
 

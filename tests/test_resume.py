@@ -22,7 +22,8 @@ from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.objective._contract import Logps, Metrics, Picked
 from pivot.records import BadInput, Example, Response
-from pivot.train import Rates, Settings, checkpoint, train
+from pivot.train import Rates, Settings, checkpoint, setup, train
+from pivot.train.checkpoint import Checkpoints
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +221,35 @@ def test_another_training_in_the_same_folder_is_refused(
             **change.get("settings", {}),
         )
     run(fresh(shared_mllm), SFT(), pairs, tmp_path, save_every=5)  # how often to save is no part of what is trained
+
+
+def test_any_row_that_was_edited_is_noticed(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """Of hundreds of rows one; those that are looked at with their pictures are 64."""
+    rows = [replace(pairs[n % 8], id=f"row-{n}") for n in range(300)]
+    left_after(2, shared_mllm, SFT(), rows, tmp_path, save_every=1)
+    rows[151] = replace(rows[151], prompt="something else")
+    with pytest.raises(BadInput, match=r"another training \(changed: data\)"):
+        run(fresh(shared_mllm), SFT(), rows, tmp_path, save_every=1)
+
+
+def test_after_running_out_of_memory_smaller_pieces_go_on(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    left_after(2, shared_mllm, SFT(), pairs, tmp_path, save_every=1)
+    events = run(fresh(shared_mllm), SFT(), pairs, tmp_path, save_every=1, micro=1)
+    assert [event["step"] for event in events if event["kind"] == "train"] == [2]
+
+
+def test_a_checkpoint_from_before_a_fact_was_noted_is_gone_on_with(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    with mock.patch.object(setup, "fingerprint", side_effect=lambda examples: "other"):
+        left_after(2, shared_mllm, SFT(), pairs, tmp_path, save_every=1)
+    stored = Checkpoints.state
+
+    def older(self: Checkpoints, step: int) -> dict[str, Any]:
+        state = stored(self, step)
+        begun = {key: value for key, value in state["begun"].items() if key != "data"}
+        return {**state, "begun": {**begun, "settings": {**begun["settings"], "micro": 2}}}
+
+    with mock.patch.object(Checkpoints, "state", older):
+        assert run(fresh(shared_mllm), SFT(), pairs, tmp_path, save_every=1)
 
 
 def test_a_full_disk_leaves_what_was_there(

@@ -79,6 +79,20 @@ def test_rows_without_truth_leave_no_folder_for_it(tmp_path: Path, odd: dict[str
     assert sorted(path.name for path in tmp_path.iterdir()) == [ROWS, "images"]
 
 
+def test_the_fingerprint_tells_what_was_edited_and_costs_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = written(world.read(size=6), tmp_path)
+    monkeypatch.setattr(rows, "_example", None)
+    before = found.fingerprint()
+    assert rows.read(str(tmp_path)).fingerprint() == before
+    assert rows.read(str(tmp_path), size=5).fingerprint() != before
+    for file in (next(tmp_path.rglob("*.png")), next(tmp_path.rglob("*.npz")), tmp_path / "data.jsonl"):
+        kept = file.read_bytes()
+        file.write_bytes(b" " + kept)
+        edited = rows.read(str(tmp_path)).fingerprint()
+        assert edited != before
+        before = edited
+
+
 def test_pictures_are_opened_only_when_they_are_looked_at(tmp_path: Path) -> None:
     read = written(world.read(size=3), tmp_path)
     for path in (tmp_path / "images").iterdir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,15 +32,46 @@ with files.whole_file(Path(sys.argv[1])) as temporary:
 
 
 def test_a_killed_writer_leaves_the_target_and_a_leftover_that_the_next_run_sweeps(folder: RunFolder) -> None:
-    folder.note(a=1)
+    folder.note(name="a")
     subprocess.run([sys.executable, "-c", KILLED_WRITER, str(folder.manifest_file)], check=False)
-    assert folder.manifest() == {"a": 1}
+    assert folder.manifest() == {"name": "a"}
     assert len(list(folder.path.glob(files.LEFTOVER))) == 1
     unswept = files.hash_file(folder.path)
     with folder.alone():
         assert not list(folder.path.glob(files.LEFTOVER))
         (folder.path / ".lock").unlink()
         assert files.hash_file(folder.path) == unswept
+
+
+def test_a_run_killed_before_its_first_file_is_gone_on_with(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    (folder.path / ".lock").touch()
+    subprocess.run([sys.executable, "-c", KILLED_WRITER, str(folder.manifest_file)], check=False)
+    with folder.alone():
+        assert sorted(os.listdir(folder.path)) == [".lock", "manifest.json"] and folder.manifest() == {}
+    with folder.alone():
+        pass
+
+
+@pytest.mark.parametrize("inside", [".notes.tmp", ".draft.1234567.tmp", "run/manifest.json", "notes", "manifest.json"])
+def test_a_folder_of_somebody_else_is_refused_and_stays_as_it_is(tmp_path: Path, inside: str) -> None:
+    files.write_text(tmp_path / inside, '{"name": "a page", "icons": []}')
+    with pytest.raises(BadInput, match="is not empty and not a run folder; give another out="), RunFolder(tmp_path).alone():
+        pass
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()] == [inside]
+
+
+def test_only_work_to_lose_counts_as_a_start(folder: RunFolder) -> None:
+    with folder.alone():
+        folder.pin("init", "abc", "the weights")
+        files.write_text(folder.post("dpo", 0) / "metrics.jsonl", "")
+        assert not folder.started()
+        for checkpoint in (folder.post("dpo", 0) / "checkpoint-5", folder.path / "align" / "checkpoint-5"):
+            checkpoint.mkdir(parents=True)
+            assert folder.started()
+            checkpoint.rmdir()
+        folder.mark("report")
+        assert folder.started()
 
 
 def test_a_second_run_in_the_folder_is_refused_until_the_first_ends(folder: RunFolder) -> None:

@@ -113,6 +113,17 @@ def test_mode_is_kept_and_nothing_is_recorded_for_gradients(talker: MLLM, prompt
     talker.model.eval()
 
 
+def test_a_reply_ends_where_the_llms_context_does(talker: MLLM, prompts: list[Example], monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many tokens are asked for: positions beyond those that the LLM was made for mean nothing."""
+    asked = prompts[-1:]
+    length = len(talker.encode(replace(asked[0], responses=())).trunks[0].span)
+    monkeypatch.setattr(talker.model.config.get_text_config(), "max_position_embeddings", length + 3)
+    assert reply(talker, asked, max_new=100_000) == [by_hand(talker, asked[0], 3)[0]]
+    monkeypatch.setattr(talker.model.config.get_text_config(), "max_position_embeddings", length)
+    with pytest.raises(BadInput, match=f"a prompt has {length} tokens and the LLM was made for {length}"):
+        reply(talker, asked, max_new=1)
+
+
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_p": 0.0}, {"max_new": 0}])
 def test_wrong_knobs(talker: MLLM, prompts: list[Example], wrong: dict[str, float]) -> None:
     with pytest.raises(BadInput, match="reply"):

@@ -149,16 +149,23 @@ def initial(recipe: Recipe) -> MLLM:
 
 
 def _begin(recipe: Recipe, folder: RunFolder) -> None:
-    """Say in the manifest what made this folder, and refuse to go on from other weights than it began with."""
+    """Say in the manifest what made this folder, and refuse to go on from other weights or rows than it began with."""
     packages = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
-    if not folder.manifest():
-        folder.note(name=recipe.name, versions={name: version(name) for name in packages}, stages={})
+    if not folder.started():  # what an attempt pinned that came to nothing binds nobody
+        folder.note(name=recipe.name, versions={name: version(name) for name in packages}, stages={}, pinned={})
     for key in ("init", "encoder", "llm"):
         source = getattr(recipe, key)
         place = BASE if source == "base" else Path(source or "")
         if source and place.is_dir():
             notes = [place / name for name in ("pivot.json", "tap.json") if (place / name).is_file()]  # these hold hashes of the weights
             folder.pin(key, hash_file(notes[0] if notes else place), f"the weights of {key} '{source}'")
+    named = [name for name in sorted(recipe.uses()) if recipe.data[name].get("path")]
+    if named:
+        from pivot.data.lazy import fingerprint
+    for name in named:
+        path = recipe.data[name]["path"]
+        if Path(path).exists():  # a stage that needs what is gone says so itself
+            folder.pin(f"data {name}", fingerprint(recipe.examples(name)), f"the rows of data.{name} in {path}")
 
 
 class Crew:

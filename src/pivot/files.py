@@ -1,7 +1,7 @@
 """Files that are complete or absent, JSON and JSON lines, and hashes.
 
 A file that this module writes is written beside its target as `.NAME.PID.tmp`, synced and renamed. What a killed process leaves
-behind carries that suffix, is read by nobody and is swept when its run folder is next locked. No torch here.
+behind has that name, is read by nobody and is swept when its run folder is next locked. No torch here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ from typing import Any
 from pivot.records import BadInput
 
 LEFTOVER = ".*.tmp"
+OURS = re.compile(r"\..+\.([1-9]\d{0,6})\.tmp")  # what this module calls a temporary, with the process that writes it
+MANIFEST = "manifest.json"  # what makes a folder a run folder
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors and torch raise errors of their own when a disk is full; these are the words in them.
 FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
@@ -99,9 +102,34 @@ def discard(path: Path | str) -> None:
 
 
 def sweep(folder: Path | str) -> None:
-    """Remove what killed writers left anywhere under the folder. Only for who holds the folder alone."""
-    for leftover in sorted(Path(folder).rglob(LEFTOVER)):
-        _remove(leftover)
+    """Remove what killed writers of this module left under the folder, run folders within it aside. Only for who holds it alone.
+
+    A name of another form stays, and so does that of a process that is alive: neither is a killed writer's.
+    """
+    for here, folders, names in os.walk(folder):
+        if Path(here) != Path(folder) and MANIFEST in names:
+            folders.clear()
+            continue
+        leftovers = [name for name in (*folders, *names) if _abandoned(name)]
+        folders[:] = [name for name in folders if name not in leftovers]
+        for name in leftovers:
+            _remove(Path(here) / name)
+
+
+def _abandoned(name: str) -> bool:
+    """Whether nobody writes a temporary of this name any more. One of our own process is of a namesake that was killed."""
+    ours = OURS.fullmatch(name)
+    if not ours:
+        return False
+    if int(ours[1]) == os.getpid():
+        return True
+    try:
+        os.kill(int(ours[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 @contextmanager

@@ -86,9 +86,15 @@ def fill(what: Callable[..., Any], given: Mapping[str, Any], own: Mapping[str, A
         raise Wrong((missing,), "is missing; give it")
     ours = {name: given.get(name, default) for name, default in own.items()}
     try:
-        return {**ours, **model.model_validate({k: v for k, v in given.items() if k not in own}).model_dump()}
+        filled = model.model_validate({k: v for k, v in given.items() if k not in own}).model_dump()
     except ValidationError as wrong:
         raise Wrong(*first_error(wrong)) from None
+    try:
+        if dataclasses.is_dataclass(what):
+            what(**filled)  # what its knobs must be to one another, its __post_init__ says
+    except BadInput as wrong:
+        raise Wrong((), str(wrong)) from None
+    return {**ours, **filled}
 
 
 def first_error(wrong: ValidationError) -> tuple[tuple[str | int, ...], str]:

@@ -35,6 +35,8 @@ def find(folder: str, name: str) -> Any:
     export = EXPORTS[folder]
     module_name = name if "." in name else f"pivot.{folder}.{name}"
     try:
+        if not all(part.isidentifier() for part in module_name.split(".")):
+            raise ModuleNotFoundError(name=module_name)  # import_module would take ".." for a relative name
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as missing:
         if missing.name is None or not module_name.startswith(missing.name):
@@ -43,6 +45,6 @@ def find(folder: str, name: str) -> Any:
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         raise BadInput(f"no {folder} named '{name}'; {hint}") from None
-    if not hasattr(module, export):
+    if getattr(getattr(module, export, None), "_is_protocol", False) or not hasattr(module, export):  # a protocol says what others are
         raise BadInput(f"{module_name} has no '{export}'; a module of {folder}/ must export it")
     return getattr(module, export)

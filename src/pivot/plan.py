@@ -40,8 +40,13 @@ def _size(recipe: Recipe, stage: Stage, model: _Model) -> dict[str, Any]:
     if stage.kind == "pretrain" and recipe.pretrain:
         examples = len(recipe.examples(recipe.pretrain["data"]))
         return _row(examples, examples // recipe.pretrain["batch"], model.parameters["tower"])
-    data = {"probe": recipe.probes, "bench": recipe.bench}.get(stage.kind, {}).get(stage.entry, {}).get("data")
-    return _row(len(recipe.examples(data)) if data else None)
+    use = {"probe": recipe.probes, "bench": recipe.bench}.get(stage.kind, {}).get(stage.entry, {})
+    if use.get("data"):
+        return _row(len(recipe.examples(use["data"])))
+    if stage.kind != "bench":
+        return _row(None)
+    knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
+    return _row(len(lookup.find("bench", use["use"])(**knobs).examples()))  # its own items
 
 
 def _row(examples: int | None, steps: int | None = None, parameters: int | None = None, flops: float | None = None) -> dict[str, Any]:
@@ -71,13 +76,10 @@ class _Model:
     @cached_property
     def parts(self) -> tuple[PreTrainedConfig, LlavaProcessor]:
         """From files without weights for a saved MLLM; one that is still to be built from parts has to be built."""
-        from transformers import AutoConfig, AutoProcessor
-
-        from pivot.model.mllm import BASE
-
         if self.recipe.init and self.recipe.init not in FRESH:
-            where = BASE if self.recipe.init in ("base", "blank") else self.recipe.init.removeprefix("hf:")
-            return AutoConfig.from_pretrained(where), AutoProcessor.from_pretrained(where)
+            from pivot.model.mllm import describe
+
+            return describe(self.recipe.init)
         mllm = initial(self.recipe)
         return mllm.model.config, mllm.processor
 

@@ -8,6 +8,7 @@ of the run, and a run folder takes no other recipe.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from pivot import lookup
 from pivot.files import write_text
-from pivot.knobs import Wrong, check_keys, fill, first_error, nearest
+from pivot.knobs import Wrong, check_keys, declared, fill, first_error, nearest
 from pivot.records import BadInput, Example
 from pivot.runfolder import ORIGINAL, RunFolder
 
 SHIPPED = Path(__file__).parent / "recipes"
+# Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
+FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to")}
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
 NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
@@ -102,13 +105,13 @@ def _used(folder: str, name: str, inside: Any) -> dict[str, Any]:
     if not isinstance(module, str):
         raise Wrong((name, "use"), f"must be one of: {', '.join(lookup.names(folder))}, not {module!r}")
     try:
-        declared = lookup.find(folder, module)
+        what = lookup.find(folder, module)
     except BadInput as unknown:
         raise Wrong(
             (name, "use") if named else (), f"{unknown}" if named else f"{unknown} (a name of your own needs use: MODULE)"
         ) from None
     try:
-        return fill(declared, inside, own={"use": module, "data": None})
+        return fill(what, inside, own={"use": module, "data": None})
     except Wrong as wrong:
         raise Wrong((name, *wrong.place), wrong.message) from None
 
@@ -212,6 +215,9 @@ class Recipe(Section):
             raise Wrong(("arms", ORIGINAL), "is the encoder as it was; give it no objective, or another name")
         if trained and not self.post:
             raise Wrong(("post",), f"is missing; arms {', '.join(trained)} need its settings")
+        for name, use in self.probes.items():  # a bench has items of its own
+            if use["data"] is None:
+                raise Wrong(("probes", name, "data"), f"is missing; name one of the recipe's data: {', '.join(self.data) or 'none'}")
         for place, name in self._references():
             if name not in self.data:
                 raise Wrong(place, f"no data named '{name}'; {nearest(name, self.data)}")
@@ -225,7 +231,12 @@ class Recipe(Section):
             section: Post | None = getattr(self, stage)
             found += [((stage, key), getattr(section, key)) for key in ("data", "validation") if section and getattr(section, key)]
         uses = {"probes": self.probes, "bench": self.bench}
-        return found + [((kind, name, "data"), use["data"]) for kind, section in uses.items() for name, use in section.items()]
+        named = [((kind, name, "data"), use["data"]) for kind, section in uses.items() for name, use in section.items()]
+        return found + [(place, data) for place, data in named if data is not None]
+
+    def uses(self) -> set[str]:
+        """Names of the data that its stages read."""
+        return {name for _, name in self._references() if name in self.data}
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in."""
@@ -240,14 +251,28 @@ _RECIPE, _DATA = TypeAdapter(Recipe), TypeAdapter(Data)
 
 
 def read(source: str) -> Sequence[Example]:
-    """Examples named in one line, as on a command line: `world,split=test,size=600`. Commas within [] and {} part nothing."""
+    """Examples named in one line, as on a command line: `world,split=test,size=600`. Commas within [] and {} part nothing.
+
+    A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the reader takes as text alone stays as
+    it is written: `path=2024` is a folder, not a number.
+    """
     reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
     if not reader.strip():
         known = ", ".join(lookup.names("data"))
         raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600 (readers: {known})")
     plain: dict[str, Any] = {"read": reader.strip()}
-    for option in options:
-        plain = override(plain, option)
+    knobs = declared(lookup.find("data", plain["read"])).model_fields
+    for number, option in enumerate(options):
+        key, sign, text = (part.strip() for part in option.partition("="))
+        if not sign and number == 0 and key and "path" in knobs and knobs["path"].is_required():
+            key, text = "path", key
+        elif not sign or not key:
+            raise BadInput(f"data '{source}': '{option}' is no KEY=VALUE; write READER,KEY=VALUE,... as in world,split=test,size=600")
+        if key in knobs and knobs[key].annotation in (str, str | None) and text not in ("", "null", "~"):
+            value = _lenient(text)
+            plain[key] = value if isinstance(value, str) else text
+        else:
+            plain = override(plain, option)
     return _read(_checked(_DATA, plain, f"data '{source}'"), f"data '{source}'")
 
 
@@ -261,8 +286,19 @@ def instrument(folder: str, name: str, **knobs: Any) -> Any:
         raise BadInput(f"{place + ': ' if place else ''}{wrong.message} ({folder} {name})") from None
 
 
+def _lenient(text: str) -> Any:
+    """YAML's value of a text, or the text itself where it is none."""
+    try:
+        return parse(text, "")
+    except BadInput:
+        return text
+
+
 def _read(plain: Mapping[str, Any], where: str) -> Sequence[Example]:
-    examples = lookup.find("data", plain["read"])(**{key: value for key, value in plain.items() if key != "read"})
+    options = {key: value for key, value in plain.items() if key != "read"}
+    if isinstance(options.get("path"), str):
+        options["path"] = os.path.expanduser(options["path"])
+    examples = lookup.find("data", plain["read"])(**options)
     if not len(examples):
         raise BadInput(f"{where} has no examples; check its path and its filters")
     return examples
@@ -320,7 +356,10 @@ def _checked(adapter: TypeAdapter[Any], plain: Any, where: str) -> Any:
 def load(source: str, changes: Sequence[str] = ()) -> Recipe:
     """Load a recipe by name or path, with `key.sub=value` overrides."""
     file = find(source)
-    plain = parse(file.read_text(encoding="utf-8"), str(file))
+    try:
+        plain = parse(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as broken:
+        raise BadInput(f"{file} is no text in UTF-8 (byte {broken.start}); save it as UTF-8, or give a YAML file") from None
     if not isinstance(plain, Mapping):
         raise BadInput(f"{file} is no recipe: it holds no keys; see a shipped one, such as {SHIPPED / 'demo.yaml'}")
     for change in changes:
@@ -329,16 +368,18 @@ def load(source: str, changes: Sequence[str] = ()) -> Recipe:
 
 
 def freeze(recipe: Recipe, folder: RunFolder) -> None:
-    """Write the full recipe into a run folder. One that began with another recipe is a `BadInput` that names the changed keys."""
-    if folder.recipe_file.exists():
-        frozen = validate(parse(folder.recipe_file.read_text(encoding="utf-8"), str(folder.recipe_file)), str(folder.recipe_file))
-        changed = differences(frozen.plain(), recipe.plain())
+    """Write the full recipe into a run folder. If work was done there by another recipe, a `BadInput` names the changed keys."""
+    text = yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=140)
+    before = folder.recipe_file.read_text(encoding="utf-8") if folder.recipe_file.exists() else None
+    if before is not None and folder.started():
+        frozen = validate(parse(before, str(folder.recipe_file)), str(folder.recipe_file))
+        changed = [key for key in differences(frozen.plain(), recipe.plain()) if key not in FREE]
         if changed:
             raise BadInput(
                 f"{folder.path} was made with another recipe (changed: {', '.join(changed)}); give this one another out= or name="
             )
-        return
-    write_text(folder.recipe_file, yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=140))
+    if text != before:
+        write_text(folder.recipe_file, text)
 
 
 def differences(before: Any, after: Any, at: str = "") -> list[str]:

@@ -13,10 +13,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pivot.files import disk, hash_file, hash_json, read_json, sweep, write_json
+from pivot.files import MANIFEST, OURS, disk, hash_file, hash_json, read_json, sweep, write_json
 from pivot.records import BadInput, Measurement
 
 ORIGINAL = "original"  # the arm that no post-training touches
+FACTS = {"name", "versions", "stages", "pinned"}  # of a manifest
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RunFolder:
 
     @property
     def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
+        return self.path / MANIFEST
 
     @property
     def recipe_file(self) -> Path:
@@ -107,6 +108,11 @@ class RunFolder:
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         self.note(stages={**stages, stage: {"finished": finished, "outputs": made, "needs": needed, "facts": facts}})
 
+    def started(self) -> bool:
+        """Whether there is work to lose: a stage that was finished once, or a checkpoint of one that was not."""
+        checkpoints = (found for kind in ("*", "*/seed-*") for found in self.path.glob(f"{kind}/checkpoint*"))
+        return bool(self.manifest().get("stages")) or any(checkpoints)
+
     def done(self, stage: str) -> bool:
         """Whether a stage is finished: marked, its outputs unchanged on disk, and the stages it read from unchanged since."""
         stages = self.manifest().get("stages", {})
@@ -124,16 +130,36 @@ class RunFolder:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder: a second run in it is refused, leftovers of a killed one are swept. The lock dies with the process."""
+        """Hold the folder: a second run in it is refused, leftovers of a killed one are swept. The lock dies with the process.
+
+        A folder that is not there, or empty, becomes a run folder; one with anything else in it is a `BadInput` and stays as it is.
+        """
         import fcntl  # not on every platform, and only writers need it
 
         with disk(self.path):
+            new = self._is_new()
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = (self.path / ".lock").open("a")
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise BadInput(f"another run is writing to {self.path}; wait for it, or give this one another out=") from None
             sweep(self.path)
+            if new and not self.manifest_file.exists():
+                self.note()
             yield
+
+    def _is_new(self) -> bool:
+        """Whether this is yet to become a run folder. One of somebody else's is a `BadInput`: nothing may be swept or written there."""
+        inside = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
+        if MANIFEST in inside:
+            try:
+                manifest = read_json(self.manifest_file)
+            except BadInput:
+                manifest = None
+            if isinstance(manifest, dict) and (manifest.keys() <= FACTS or "stages" in manifest):
+                return False
+        elif all(name == ".lock" or (name.startswith(f".{MANIFEST}.") and OURS.fullmatch(name)) for name in inside):
+            return True
+        raise BadInput(f"{self.path} is not empty and not a run folder; give another out=")

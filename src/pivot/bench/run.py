@@ -77,12 +77,14 @@ def run(
     batch: int = 32,
     fingerprint: str = "",
     progress: Progress | None = None,
+    note: Callable[[Measurement], object] | None = None,
 ) -> Measurement:
     """Ask, write the answers file and pictures of some items beside it (`images/`), and return the measurement.
 
     `examples` replace the benchmark's own. `reply` gets picture and prompt only, never the answer. With a `fingerprint` (`identity`, of
     whatever else decides the replies) a killed run goes on from its last whole batch; batches stay as they were, so the answers are the
-    same as without the kill. What is asked otherwise since, or of another picture, is asked again.
+    same as without the kill. What is asked otherwise since, or of another picture, is asked again. `note` gets the measurement
+    before the answers file is written: who notes it there knows of every answers file whose replies they are.
     """
     items = benchmark.examples() if examples is None else examples
     name = type(benchmark).__module__.rpartition(".")[2]
@@ -100,6 +102,8 @@ def run(
         if progress:
             progress(len(rows), len(items))
     found = measure(rows, name, arm=arm, seed=seed, fingerprint=fingerprint)
+    if note:
+        note(found)
     write_jsonl(file, rows)
     file.with_suffix(".partial").unlink(missing_ok=True)
     return found
@@ -116,16 +120,17 @@ def keep(
     name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm)
     file, reply = folder.answers_file(arm, 0, name), greedy(mllm)
     measured = folder.measurement_file(arm, 0, "bench", name)
-    if file.exists() and measured.exists():
-        known = read_json(measured).get("fingerprint") == mark
+    # The measurement is written first and names the model: answers without one, or a measurement of another, are someone else's.
+    known = measured.exists() and read_json(measured).get("fingerprint") == mark
+    if file.exists():
         kept = _replay(benchmark, examples, file) if known else None
         if kept is None:
-            whose = "to other questions" if known else f"of another model, or of what '{arm}' was before"
-            raise BadInput(f"{file} holds answers {whose}; give another --arm or --out, or remove it")
+            whose = f"of another model, or of what '{arm}' was before" if measured.exists() else "of a model that no measurement names"
+            raise BadInput(f"{file} holds answers {'to other questions' if known else whose}; give another --arm or --out, or remove it")
         reply = kept
-    found = run(benchmark, reply, file, examples=examples, arm=arm, fingerprint=mark, progress=progress)
-    folder.write_measurement(found)
-    return found
+    elif measured.exists() and not known:
+        raise BadInput(f"{measured} is of another model, or of what '{arm}' was before; give another --arm or --out, or remove it")
+    return run(benchmark, reply, file, examples=examples, arm=arm, fingerprint=mark, progress=progress, note=folder.write_measurement)
 
 
 def _answered(

@@ -76,5 +76,6 @@ def _expected(error: Exception) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.filename and not isinstance(error, FileNotFoundError):  # that one would be ours
         return f"{error.strerror}: {error.filename}; check the path and its permissions", 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({str(error).partition('. ')[0]}); lower post.micro, or shut what else holds memory", 2
+        advice = "lower post.micro (or that of align or instruct) and run again, or shut what else holds memory"
+        return f"out of memory ({str(error).partition('. ')[0]}); {advice}", 2
     return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pivot import __version__
 from pivot.files import to_json
 from pivot.records import BadInput
 from pivot.screen import Screen, scores, table
@@ -31,6 +32,20 @@ probe = typer.Typer(help="Measure encoders.", no_args_is_help=True)
 bench = typer.Typer(help="Measure MLLMs.", no_args_is_help=True)
 for name, verbs in {"data": data, "probe": probe, "bench": bench}.items():
     app.add_typer(verbs, name=name)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"pivot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _always(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options of the command line itself."""
+
 
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="A change of the recipe, such as post.batch=16, or out=DIR.")

@@ -51,7 +51,10 @@ def data_show(
         from pivot.files import whole_file
         from pivot.records import picture
 
+        if not example.images:
+            raise BadInput(f"example {example.id} of {source} has no picture; leave out --image, or give another --index")
         with whole_file(image) as unfinished:
             picture(example.images[0]).save(unfinished, "PNG")
     responses = [f"{r['role']:>8}: {r['text']}" + (f"  ({r['error']})" if r["error"] else "") for r in found["responses"]]
-    show(found, json, text="\n".join([f"{example.id}  {example.domain}, {example.task}", f"  prompt: {example.prompt}", *responses]))
+    about = ", ".join(word for word in (example.domain, example.task) if word)
+    show(found, json, text="\n".join([f"{example.id}  {about}".rstrip(), f"  prompt: {example.prompt}", *responses]))

@@ -37,6 +37,8 @@ def _run(source: str, changes: Sequence[str], plan: bool, only: str | None, json
     from pivot.runfolder import RunFolder
 
     out = [change.removeprefix("out=") for change in changes if change.startswith("out=")]
+    if out and not out[-1].strip():
+        raise BadInput("out= names no folder; give one, as in out=runs/mine, or leave it away")
     recipe = recipes.load(source, [change for change in changes if not change.startswith("out=")])
     folder = RunFolder(Path(out[-1] if out else f"runs/{recipe.name}"))
     if plan:

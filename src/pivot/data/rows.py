@@ -7,9 +7,10 @@ question is about (`region`) and a mask per object (`masks`); kinds and attribut
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pivot.data.lazy import Lazy
+from pivot.data.lazy import MANY, Lazy
 from pivot.data.write import ROWS
+from pivot.files import hash_json
 from pivot.records import AnswerKind, BadInput, Example, Response, Role, Thing, Truth
 
 if TYPE_CHECKING:
@@ -89,6 +91,41 @@ class Rows(Lazy[Example]):
             error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
             keys = ".".join(str(key) for key in error["loc"])
             raise BadInput(f"{where}: {keys + ': ' if keys else ''}{error['msg']}; correct the line or drop it") from None
+
+    def fingerprint(self) -> str:
+        """Of what its lines say, and, as long as these are not more than MANY, of size and time of the files that they name."""
+        said = hashlib.sha256()
+        for line in self._lines():
+            said.update(line)
+        beside = [_look(self.file.parent / name) for name in sorted(set(self._named()))] if len(self) <= MANY else []
+        return hash_json([said.hexdigest(), len(self), beside])
+
+    def _lines(self) -> Iterator[bytes]:
+        with self.file.open("rb") as file:
+            for start in self.starts:
+                file.seek(start)
+                yield file.readline()
+
+    def _named(self) -> Iterator[str]:
+        """Files that the lines name, as far as they can be read: what is wrong with a line is said when its row is asked for."""
+        for line in self._lines():
+            try:
+                row = _Row.model_validate_json(line)
+            except ValidationError:
+                continue
+            yield from row.images
+            yield from (name for said in row.responses for name in said.images or ())
+            if row.truth:
+                yield row.truth.file
+
+
+def _look(file: Path) -> tuple[int, int] | None:
+    """Size and time of a file; None if it cannot be looked at."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def read(path: str, *, size: int | None = None) -> Rows:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import get_args
 
 from pivot.data.lazy import Lazy
+from pivot.files import hash_json
 from pivot.records import BadInput, Example
 from pivot.world.item import TASKS, Form, item
 
@@ -29,6 +30,10 @@ class World(Lazy[Example]):
     def one(self, index: int) -> Example:
         return item(self.split, self.seed, index, pixels=self.pixels, tasks=self.tasks, form=self.form)
 
+    def fingerprint(self) -> str:
+        """Its arguments decide every item."""
+        return hash_json(asdict(self))
+
 
 def read(
     path: str | None = None,
@@ -42,6 +47,8 @@ def read(
 ) -> World:
     """Open the world. `path` is not used: there is no file. `tasks` restricts it to one or some of the sixteen families."""
     tasks = (tasks,) if isinstance(tasks, str) else tasks
+    if tasks is not None and not tasks:
+        raise BadInput("world: tasks names none; name one, or leave it out for all")
     for task in tasks or ():
         if task not in TASKS:
             near = get_close_matches(task, TASKS, n=1) or [", ".join(TASKS)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -20,6 +21,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,7 +31,7 @@ from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
 from pivot.encoder.source import reach
 from pivot.files import hash_tensors, read_json, write_json
-from pivot.model.families import context, family, language
+from pivot.model.families import FAMILIES, context, family, language
 from pivot.records import BadInput, Example, Tap, picture
 
 if TYPE_CHECKING:
@@ -136,13 +138,13 @@ class MLLM:
         that half precision (fp16, in which the base is shipped) is opened as fp32.
         """
         where, here = _place(str(source))
+        _, processor = _described(where, here)
         try:
             with _quiet():
                 opened: Any = AutoModelForImageTextToText.from_pretrained(
                     where, dtype="auto", output_loading_info=True, local_files_only=here
                 )
                 model, report = opened
-                processor = AutoProcessor.from_pretrained(where, local_files_only=here)
         except (OSError, ValueError) as failed:
             raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
         lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
@@ -208,6 +210,43 @@ class MLLM:
         for name, found in self.hashes().items():
             if told.get(name) != found:
                 raise BadInput(f"MLLM {where}: the weights of its {name} are not those that were saved; save it again or delete {NOTES}")
+
+
+def describe(source: str | Path) -> tuple[PreTrainedConfig, LlavaProcessor]:
+    """Config and processor of what `MLLM.load` opens, without its weights. What is no MLLM is a `BadInput`."""
+    return _described(*_place(str(source)))
+
+
+def _described(where: str, here: bool) -> tuple[PreTrainedConfig, LlavaProcessor]:
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(where, local_files_only=here)
+            if _is_encoder(config):
+                advice = "give an MLLM; `pivot probe linear` reads an encoder as it is"
+                raise BadInput(f"MLLM {where}: this is an encoder already ({config.model_type}), without an LLM; {advice}")
+            family(config)  # one that is not in the table is refused by its name
+            return config, AutoProcessor.from_pretrained(where, local_files_only=here)
+    except BadInput:
+        raise
+    except (OSError, ValueError) as failed:
+        raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
+
+
+def holds_mllm(source: str) -> bool:
+    """Whether a name is one of an MLLM: "base", or a folder or Hub model whose config is of a known MLLM family."""
+    if source == "base":
+        return True
+    if not source.startswith("hf:") and not (Path(source) / "config.json").is_file():
+        return False
+    where, here = _place(source)
+    try:
+        return AutoConfig.from_pretrained(where, local_files_only=here).model_type in [row.model_type for row in FAMILIES]
+    except (OSError, ValueError):
+        return False  # whoever opens it as something else says why it cannot be opened
+
+
+def _is_encoder(config: PreTrainedConfig) -> bool:
+    return config.model_type in [name for row in towers.FAMILIES for name in (row.model_type, *row.combined)]
 
 
 @contextmanager

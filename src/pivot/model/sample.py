@@ -11,6 +11,7 @@ from transformers import GenerationConfig
 
 from pivot.data.collate import Row
 from pivot.data.turns import formatting
+from pivot.model.families import context
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def reply(
     """One reply per example, in their order; responses and answers that an example carries are not looked at.
 
     Temperature 0 is greedy. A sampled reply depends on the seed and on what else is in the call. Replies end at the end of the
-    assistant's turn or after `max_new` tokens.
+    assistant's turn, after `max_new` tokens, or where the longest prompt beside them fills the LLM's context.
     """
     if temperature < 0 or not 0 < top_p <= 1 or max_new < 1:
         raise BadInput(f"reply: temperature {temperature}, top_p {top_p}, max_new {max_new}; need >= 0, in (0, 1], >= 1")
@@ -61,6 +62,10 @@ def _generate(mllm: MLLM, rows: Sequence[Row], max_new: int, temperature: float,
     tokenizer, end = mllm.processor.tokenizer, formatting(mllm.processor).tail[0]
     prompts = [row.trunks[0].span.ids for row in rows]
     width = max(map(len, prompts))
+    longest = context(model.config)
+    if longest is not None and width >= longest:
+        raise BadInput(f"reply: a prompt has {width} tokens and the LLM was made for {longest}, so none is left to answer; shorten it")
+    room = max_new if longest is None else min(max_new, longest - width)
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])  # left: all replies begin side by side
     seen = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -68,7 +73,7 @@ def _generate(mllm: MLLM, rows: Sequence[Row], max_new: int, temperature: float,
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
     )
-    how = GenerationConfig(max_new_tokens=max_new, eos_token_id=end, pad_token_id=pad, **sampling)
+    how = GenerationConfig(max_new_tokens=room, eos_token_id=end, pad_token_id=pad, **sampling)
     # In place of the checkpoint's own, from which `generate` would fill in what is left open: a repetition penalty, for one.
     kept, model.generation_config = model.generation_config, how
     try:

@@ -1,19 +1,19 @@
-"""What training asks of an objective, and what it hands over."""
+"""What training asks of an objective, and what it hands over. torch is loaded where it computes: recipes read knobs without it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
 
 from pivot.data.lazy import Lazy
 from pivot.records import BadInput, Example, Role
 
-Logps = Sequence[Sequence[Tensor]]  # per example, per response: (s,) log-probabilities of its supervised tokens
-Metrics = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Logps: TypeAlias = "Sequence[Sequence[Tensor]]"  # per example, per response: (s,) log-probabilities of its supervised tokens
+Metrics: TypeAlias = "dict[str, Tensor]"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Objective(Protocol):
 
 def total(logps: Logps, number: int) -> Tensor:
     """(B,) log-probability of each example's response of that number."""
+    import torch
+
     return torch.stack([example[number].sum() for example in logps])
 
 
@@ -62,6 +64,8 @@ def gain(logps: Logps, reference: Logps, number: int) -> Tensor:
 
     Subtracted token by token: sums of several hundred would lose the digits that matter while the two are close.
     """
+    import torch
+
     pairs = [(now[number], before[number]) for now, before in zip(logps, reference, strict=True)]
     if any(now.shape != before.shape for now, before in pairs):
         raise ValueError("reference log-probabilities do not fit the rows: they would be broadcast")
@@ -70,6 +74,8 @@ def gain(logps: Logps, reference: Logps, number: int) -> Tensor:
 
 def length(logps: Logps, number: int) -> Tensor:
     """(B,) supervised tokens of each example's response of that number."""
+    import torch
+
     return torch.tensor([len(example[number]) for example in logps], dtype=torch.float64)
 
 

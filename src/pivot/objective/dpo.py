@@ -12,24 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from pivot.objective._contract import Logps, Metrics, Picked, gain, length, total
 from pivot.records import Example
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Objective:
     """`beta` scales rewards, `label_smoothing` is s, `alpha` weighs the preference term and `gamma` the SFT term."""
 
-    beta: Annotated[float, Field(gt=0)] = 0.1
+    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    alpha: Annotated[float, Field(ge=0)] = 1.0
-    gamma: Annotated[float, Field(ge=0)] = 0.0
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     k: ClassVar[int] = 2
     needs_reference: ClassVar[bool] = True
 
@@ -46,6 +47,8 @@ class Objective:
 
     def loss(self, logps: Logps, batch: Mapping[str, Any], state: None) -> tuple[Tensor, Metrics, None]:
         """Shares of loss and metrics; see `Objective` in `_contract.py`."""
+        from torch.nn.functional import logsigmoid
+
         counts, chosen, rejected = batch["counts"], total(logps, 0), total(logps, 1)  # (B,)
         margins = self.margins(logps, batch)  # (B,)
         preference = -(1 - self.label_smoothing) * logsigmoid(margins) - self.label_smoothing * logsigmoid(-margins)

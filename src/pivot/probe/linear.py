@@ -15,21 +15,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
+from pydantic import Field
 
 from pivot.data.pictures import fingerprint
-from pivot.encoder import Encoder
-from pivot.encoder.encoder import At
-from pivot.encoder.features import cached
-from pivot.encoder.geometry import Geometry
 from pivot.files import hash_bytes, hash_json
-from pivot.probe._logistic import Classifier, Logistic
 from pivot.records import BadInput, Example, Measurement
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # recipes read the knobs below without torch: what computes imports where it does
+    import torch
+
+    from pivot.encoder import Encoder
+    from pivot.encoder.geometry import Geometry
+    from pivot.probe._logistic import Classifier
     from pivot.records import Picture
 
 FEWEST = 20  # images, or pairs of them; fewer leave so few for a test that its shares say nothing
@@ -70,15 +70,22 @@ class Probe:
 
     MAIN: ClassVar = ("mean", "kind", "colour", "texture", "orientation", "class")
 
-    at: At = "encoder"
-    targets: tuple[str, ...] = ("kind", "colour", "texture", "orientation", "class")  # those that the data lack are skipped
-    validation: float = 0.15  # shares of the groups; the rest is for training
-    test: float = 0.35
-    lowest: float = -6.0  # log10 of C
-    highest: float = 6.0
-    halvings: int = 4  # from steps of two decades to an eighth of one
-    batch: int = 64
+    at: Literal["encoder", "projector"] = "encoder"
+    # Those that the data lack are skipped.
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("kind", "colour", "texture", "orientation", "class")
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.15  # shares of the groups; the rest is for training
+    test: Annotated[float, Field(gt=0, lt=1)] = 0.35
+    lowest: Annotated[float, Field(ge=-12, le=12)] = -6.0  # log10 of C
+    highest: Annotated[float, Field(ge=-12, le=12)] = 6.0
+    halvings: Annotated[int, Field(ge=0, le=20)] = 4  # from steps of two decades to an eighth of one
+    batch: Annotated[int, Field(ge=1)] = 64
     seed: int = 0  # of the split
+
+    def __post_init__(self) -> None:
+        if self.validation + self.test >= 1:
+            raise BadInput(f"validation {self.validation:g} and test {self.test:g} leave nothing to train on; give shares of a sum below 1")
+        if self.lowest > self.highest:
+            raise BadInput(f"lowest {self.lowest:g} is above highest {self.highest:g}; swap them")
 
     def run(self, encoders: Mapping[str, Encoder], data: Sequence[Example]) -> Iterator[Measurement]:
         """One measurement per encoder, all on the same items and splits, so that they can be compared item by item."""
@@ -98,6 +105,10 @@ class Probe:
 
     def features(self, encoder: Encoder, found: Items, geometry: Geometry) -> torch.Tensor:
         """(items, D), from the cache where they are in it."""
+        import torch
+
+        from pivot.encoder.features import cached
+
         if found.regions is None:
             rows = cached(encoder, found.images, "pooled", at=self.at, batch=self.batch)
         else:
@@ -162,6 +173,10 @@ class Probe:
 
         A test item of a class that training lacks counts as wrong.
         """
+        import torch
+
+        from pivot.probe._logistic import Logistic
+
         classes = _classes(names, split.train)
         number = {name: i for i, name in enumerate(classes)}
         rows = {part: [i for i in getattr(split, part) if names[i] in number] for part in ("train", "validation")}
@@ -179,6 +194,10 @@ class Probe:
 
     def search(self, features: torch.Tensor, y: torch.Tensor, train: list[int], validation: list[int], classes: int) -> float:
         """The C that is best on the validation items: most right, then least log-loss. Without any it is the middle of the range."""
+        import torch
+
+        from pivot.probe._logistic import Logistic
+
         if not validation:
             return float(10 ** ((self.lowest + self.highest) / 2))
         problem = Logistic(features[train], y[train], classes)
@@ -212,7 +231,11 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Items:
     objects: list[Item] = []
     whole: list[Item] = []
     regions: dict[Geometry, list[np.ndarray]] = {geometry: [] for geometry in geometries}
+    ids: set[str] = set()
     for example in data:
+        if example.id in ids:
+            raise BadInput(f"probe linear: the data have id {example.id} more than once; give every example an id of its own")
+        ids.add(example.id)
         if not example.images:
             continue
         group = str(example.meta.get("pair") or example.id)
@@ -240,6 +263,8 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Items:
 
 def prototypes(x: torch.Tensor, y: torch.Tensor, classes: int, asked: torch.Tensor) -> torch.Tensor:
     """The class whose L2-normalised mean of L2-normalised features is nearest by cosine, for each asked feature."""
+    import torch
+
     unit = torch.nn.functional.normalize(x.double(), dim=1)
     means = torch.zeros(classes, x.shape[1], dtype=unit.dtype).index_add_(0, y, unit)
     return (asked.double() @ torch.nn.functional.normalize(means, dim=1).T).argmax(1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from pivot.files import disk, hash_file, read_json, read_jsonl, sweep, whole_folder, write_json, write_jsonl
+from pivot.files import discard, disk, hash_file, read_json, read_jsonl, sweep, whole_folder, write_json, write_jsonl
 from pivot.records import BadInput
 
 METRICS = "metrics.jsonl"
@@ -107,7 +106,4 @@ class Checkpoints:
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint. Its name goes first: half of one must not look like one."""
-    doomed = path.with_name(f".{path.name}.old.tmp")
-    shutil.rmtree(doomed, ignore_errors=True)
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    discard(path)

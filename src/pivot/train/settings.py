@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Settings(BaseModel):
     """How to train. What is trained, and how fast each part of it, are `Rates`; what for is the objective."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1, description="examples per update, over all processes")

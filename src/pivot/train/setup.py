@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pivot.data.lazy import fingerprint
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
@@ -26,6 +27,8 @@ from pivot.train.reference import identity, row_key
 from pivot.train.settings import Settings
 from pivot.train.state import Setup, Spent, State
 from pivot.train.watch import Watch
+
+FREE = ("micro", "report_to", "save_every")  # settings that a resumed run may change
 
 
 def build(
@@ -67,15 +70,16 @@ def build(
             "objective": objective_facts(objective),
             "rates": asdict(rates),
             "examples": len(examples),
+            "data": fingerprint(examples),
             "rows": _rows(objective.source(examples)),
-            "settings": settings.model_dump(mode="json", exclude={"report_to", "save_every"}),
+            "settings": settings.model_dump(mode="json", exclude=set(FREE)),
         },
     )
     return setup, told
 
 
 def _rows(examples: Sequence[Example]) -> str:
-    """A hash of what rows say and show. Of 64 spread evenly: to read millions of them would cost more than it protects."""
+    """A hash of what rows say and show. Of 64 spread evenly: what all of them say is in the fingerprint, pictures take time."""
     sampled = min(len(examples), 64)
     return hash_json([row_key(examples[i * len(examples) // sampled]) for i in range(sampled)])
 
@@ -105,7 +109,8 @@ def resume(setup: Setup) -> State:
         checkpoints.restore_metrics(None)
         return State(objective=setup.objective.init())
     stored = checkpoints.state(found)
-    changed = differences(stored["begun"], setup.begun)
+    began = {key: value for key, value in setup.begun.items() if key in stored["begun"]}  # older versions noted less, or micro as well
+    changed = [key for key in differences(stored["begun"], began) if key not in {f"settings.{name}" for name in FREE}]
     if changed:
         raise BadInput(
             f"{checkpoints.folder} holds checkpoints of another training (changed: {', '.join(changed)}); give this one another folder"

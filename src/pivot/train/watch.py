@@ -51,7 +51,7 @@ class Watch:
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         raise CheckFailed(
             f"update {step + 1}: {what}; rows by their own loss: {named}{more}. "
-            "Look at these rows, or lower the rates; what was trained before this update is kept"
+            "Look at these rows, or lower the rates, and start anew with another out=: checkpoints of earlier updates stay in this one"
         )
 
     def deviation(self, loss: float) -> float:
