@@ -91,7 +91,7 @@ def test_what_would_teach_nothing_is_refused(tmp_path: Path) -> None:
     broken = MLLM.tiny()
     with torch.no_grad():
         next(broken.parts()["projector"].parameters()).fill_(math.nan)
-    with pytest.raises(BadInput, match="the loss of step 1 is nan, rows from world-train-0-48-000000"):
+    with pytest.raises(BadInput, match="the loss of step 1 is nan, from row world-train-0-48-000000"):
         list(pretrain(broken, SMALL, read(size=16), tmp_path / "broken"))
 
 

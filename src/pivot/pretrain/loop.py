@@ -52,9 +52,7 @@ def pretrain(mllm: MLLM, objective: Pretraining, examples: Sequence[Example], fo
             group["lr"] = objective.rate * _cosine(step, steps, objective.warmup)
         loss, metrics = objective.loss(encoder, batch, beside)
         if not math.isfinite(metrics["loss"]):
-            raise BadInput(
-                f"pretrain: the loss of step {step} is {metrics['loss']}, rows from {rows[0].id} on; lower the rate or mend them"
-            )
+            raise BadInput(f"pretrain: the loss of step {step} is {metrics['loss']}, from row {rows[0].id} on; lower the rate or mend it")
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
