@@ -319,7 +319,7 @@ def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert cli.call(["demo", "--plan", "--json", f"out={out}", "init=tiny"]) == 0
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
     assert not out.exists()
-    assert rows["post-dpo/seed-0"]["steps"] == 63 and rows["post-dpo/seed-0"]["examples"] == 2000
+    assert rows["post-dpo/seed-0"]["steps"] == 125 and rows["post-dpo/seed-0"]["examples"] == 2000
     assert rows["post-dpo/seed-0"]["flops"] > rows["post-sft/seed-0"]["flops"] > 0
     assert rows["bench-world-dpo/seed-0"]["examples"] == 600 and rows["report"]["state"] == "to do"
     assert cli.call(["demo", "--plan", f"out={out}", "init=tiny"]) == 0
