@@ -203,6 +203,13 @@ def test_an_objects_feature_is_the_mean_of_its_own_tokens() -> None:
         assert torch.allclose(row, tokens[item.image][patches].mean(0), atol=1e-5)
 
 
+def test_intervals_draw_a_pair_of_pictures_as_one() -> None:
+    data = [scene(i, meta={"pair": f"pair-{i // 2}"}) for i in range(40)]
+    items = collect(data, [Encoder.tiny("siglip").geometry]).items
+    assert len({item.id for item in items}) == len(items)
+    assert {item.id.rpartition("/")[0] for item in items} == {f"pair-{n}" for n in range(20)}
+
+
 def test_splits_follow_names_only_and_keep_images_and_pairs_together() -> None:
     data = [scene(i, meta={"pair": f"pair-{i // 2}"}) for i in range(40)]
     geometry = Encoder.tiny("siglip").geometry
@@ -215,7 +222,7 @@ def test_splits_follow_names_only_and_keep_images_and_pairs_together() -> None:
 
     forward = parts(data)
     assert forward == parts(data[::-1])
-    homes = {name: {int(item.split("/")[0].split("-")[1]) // 2 for item in items} for name, items in forward.items()}
+    homes = {name: {item.split("/")[0] for item in items} for name, items in forward.items()}
     assert sum(len(pairs) for pairs in homes.values()) == 20 == len(set.union(*homes.values()))
     assert Probe(seed=1).split(collect(data, [geometry]).items) != Probe().split(collect(data, [geometry]).items)
 

@@ -242,13 +242,15 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Items:
         if "label" in example.meta:
             whole.append(Item(example.id, len(images), group, {"class": str(example.meta["label"])}))
         seen: dict[Geometry, list[np.ndarray]] = {geometry: [] for geometry in geometries}
+        # Named after the group, which intervals draw as one: a pair of twins is hardly more than one picture.
+        prefix = f"{example.id}/" if group == example.id else f"{group}/{example.id.replace('/', '_')}:"
         for i, thing in enumerate(example.truth.objects if example.truth else ()):
             covered = {geometry: geometry.coverage(thing.mask).ravel() for geometry in geometries}
             if any(weights.sum() <= 0 for weights in covered.values()):
                 continue
             for geometry, weights in covered.items():
                 seen[geometry].append((weights / weights.sum()).astype(np.float32))
-            objects.append(Item(f"{example.id}/{i}", len(images), group, {"kind": thing.kind, **thing.attributes}))
+            objects.append(Item(f"{prefix}{i}", len(images), group, {"kind": thing.kind, **thing.attributes}))
         for geometry, rows in seen.items():
             patches = geometry.grid[0] * geometry.grid[1]
             regions[geometry].append(np.stack(rows) if rows else np.zeros((0, patches), np.float32))

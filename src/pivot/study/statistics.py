@@ -135,7 +135,7 @@ class Sheet:
         return {leaf: items for leaf, items in common.items() if items}
 
     def unit(self, item: str) -> str:
-        """What an item is drawn with: objects are named PICTURE/NUMBER."""
+        """What an item is drawn with: objects are named PICTURE/NUMBER, those of a pair of pictures PAIR/NUMBER."""
         return item.rpartition("/")[0] or item if self.columns[0].unit == "object" else item
 
     @cached_property
