@@ -44,11 +44,11 @@ def test_measured_anew_it_scores_what_the_evidence_says(evidence: dict, tmp_path
     assert abs(found.metrics["mean"] - evidence["accuracy"]["mean"]["seen"]) < 0.08
 
 
-def sees(table: dict) -> None:
+def sees(table: dict, slack: float = 0.0) -> None:
     """Each domain 10 points over text alone, ten tasks 15 points over it, and strangers' pictures destroy the gain."""
     assert all(table[domain]["seen"] >= table[domain]["text"] + 0.10 for domain in FAMILIES)
     assert sum(table[task]["seen"] >= table[task]["text"] + 0.15 for task in TASKS) >= 10
-    assert all(table[domain]["shuffled"] <= table[domain]["text"] + 0.03 for domain in FAMILIES)
+    assert all(table[domain]["shuffled"] <= table[domain]["text"] + 0.03 + slack for domain in FAMILIES)
 
 
 def has_room(probe: dict) -> None:
@@ -66,13 +66,13 @@ def test_the_probe_has_room(evidence: dict) -> None:
 
 @pytest.mark.slow
 def test_the_evidence_can_be_had_again(evidence: dict) -> None:
-    """On 1,280 other items; a domain's 320 have a standard error below 3 points, two of which are allowed."""
+    """On 1,280 other items. A difference over a domain's 320 has a standard error below 3 points; two of them are allowed."""
     spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[1] / "benchmarks" / "base.py")
     assert spec and spec.loader
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     table, probe = benchmark.measure(MLLM.load("base"), items=1280, seed=78)
-    sees(table)
+    sees(table, slack=0.06)
     has_room(probe)
     for domain in FAMILIES:
         assert all(abs(table[domain][kind] - evidence["accuracy"][domain][kind]) < 0.06 for kind in ("seen", "shuffled"))
