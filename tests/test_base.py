@@ -33,7 +33,7 @@ def test_it_is_small() -> None:
 
 
 def test_it_opens_with_plain_transformers() -> None:
-    model, processor = AutoModelForImageTextToText.from_pretrained(BASE), AutoProcessor.from_pretrained(BASE)
+    model, processor = AutoModelForImageTextToText.from_pretrained(BASE), AutoProcessor.from_pretrained(BASE, backend="pil")
     assert type(model).__name__ == "LlavaForConditionalGeneration" and processor.image_token == "<image>"
 
 

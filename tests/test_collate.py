@@ -160,7 +160,7 @@ def test_another_template_is_noticed(shared_mllm: MLLM, odd: Mapping[str, Exampl
 
     from pivot.model.mllm import BASE
 
-    own = AutoProcessor.from_pretrained(BASE)
+    own = AutoProcessor.from_pretrained(BASE, backend="pil")
     before = row(own, odd["pair"])
     own.chat_template = own.chat_template.replace("<|im_end|>", "<|endoftext|>")
     after = row(own, odd["pair"])

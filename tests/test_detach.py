@@ -49,7 +49,7 @@ def test_plain_transformers_reads_what_the_mllm_saw(trained: MLLM, truncate: boo
 
     told = json.loads((tmp_path / "out" / "tap.json").read_text())["tap"]
     model = AutoModel.from_pretrained(tmp_path / "out")
-    pixels = AutoImageProcessor.from_pretrained(tmp_path / "out")(images=IMAGES, return_tensors="pt")["pixel_values"]
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")(images=IMAGES, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         found = model(pixels, output_hidden_states=True).hidden_states[told["layer"]][:, told["prefix"] :]
     assert (found - fed_to_the_projector(trained)).abs().max() == 0

@@ -24,7 +24,7 @@ from pivot.data.collate import encode
 from pivot.data.turns import formatting
 from pivot.encoder import Encoder, towers
 from pivot.model import MLLM, score
-from pivot.model.families import LANGUAGES
+from pivot.model.languages import LANGUAGES
 from pivot.model.mllm import BASE
 from pivot.records import BadInput, Example, Response, Tap
 
@@ -45,7 +45,7 @@ def test_opens_with_plain_transformers(encoder: str, llm: str, tmp_path: Path, p
         ids = torch.tensor([row.trunks[0].span.ids])
         expected = mllm.model(input_ids=ids, pixel_values=row.trunks[0].pixels).logits
     assert not any("auto_map" in (tmp_path / name).read_text() for name in ("config.json", "processor_config.json")), "needs own code"
-    model, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    model, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path, backend="pil")
     assert type(model) is LlavaForConditionalGeneration
     assert not getattr(model.config.vision_config, "vision_use_head", False), "a pooling head would be trained by nothing"
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}

@@ -100,9 +100,10 @@ def test_the_pins_are_plain_and_cover_what_is_declared() -> None:
     assert not [name for name in pins if name.startswith(("nvidia", "cuda", "triton"))]
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     known = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
-    for wanted in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for wanted in [*project["dependencies"], *extras["dev"], *extras["encoders"], *extras["gguf"]]:
         name = re.match(r"[A-Za-z0-9_.-]+", wanted)
-        assert name and re.sub(r"[-_.]+", "-", name[0]).lower() in known, wanted
+        assert name and (wanted.startswith(f"{project['name']}[") or re.sub(r"[-_.]+", "-", name[0]).lower() in known), wanted
 
 
 def test_ci_calls_what_the_readme_shows() -> None:

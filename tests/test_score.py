@@ -15,7 +15,7 @@ from torch import Tensor
 from pivot.data.collate import collate, encode
 from pivot.model import MLLM, Scorer, score
 from pivot.model import branches as branches_module
-from pivot.model.families import LANGUAGES
+from pivot.model.languages import LANGUAGES
 from pivot.records import BadInput, Example, Response
 
 scoring = importlib.import_module("pivot.model.score")  # by name: as an attribute of the package, `score` is the function

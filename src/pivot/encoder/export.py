@@ -66,7 +66,7 @@ def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Imag
     tokens, projected = _inside(encoder, images)
     with torch.no_grad(), source.quiet():
         model = AutoModel.from_pretrained(folder).to(device).eval()
-        pixels = AutoImageProcessor.from_pretrained(folder)(images=images, return_tensors="pt")["pixel_values"]
+        pixels = AutoImageProcessor.from_pretrained(folder, backend=source.PIXELS)(images=images, return_tensors="pt")["pixel_values"]
         found = model(pixels.to(device, model.dtype), output_hidden_states=True).hidden_states[out.tap.layer]
         found = towers.final_norm(model)(found) if out.tap.norm else found
     behind = None

@@ -31,6 +31,9 @@ NEEDED = (
     ("preprocessor_config.json", "processor_config.json"),
 )
 PREFIXES = ("hf",)
+# transformers has each image processor twice and takes the one over torchvision where that is installed. Their pixels differ by
+# up to a grey level, so that features would depend on what else is installed: it is always this one.
+PIXELS = "pil"
 HUB_SECONDS = 10
 
 
@@ -90,7 +93,7 @@ def _open(name: str, dtype: str, **options: Any) -> Parts:
             model, report = AutoModel.from_pretrained(
                 name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
-            processor = AutoImageProcessor.from_pretrained(name, **options)
+            processor = AutoImageProcessor.from_pretrained(name, backend=PIXELS, **options)
     except BadInput:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -106,7 +109,7 @@ def square_processor(config: PreTrainedConfig, pixels: int) -> BaseImageProcesso
     """A family's image processor set to take images straight to one square size."""
     size = {"height": pixels, "width": pixels}
     with quiet():
-        return getattr(transformers, towers.family(config).processor)(size=size, do_center_crop=False)
+        return getattr(transformers, f"{towers.family(config).processor}Pil")(size=size, do_center_crop=False)
 
 
 @contextmanager

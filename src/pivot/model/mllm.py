@@ -29,9 +29,10 @@ from transformers.utils import logging
 
 from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
-from pivot.encoder.source import reach
+from pivot.encoder.source import PIXELS, reach
 from pivot.files import hash_tensors, read_json, write_json
-from pivot.model.families import FAMILIES, context, family, language
+from pivot.model.families import FAMILIES, context, family
+from pivot.model.languages import language
 from pivot.records import BadInput, Example, Tap, picture
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class MLLM:
     @classmethod
     def tiny(cls, encoder: str = "siglip", llm: str = "qwen2", seed: int = 0) -> MLLM:
         """Random weights that depend on the seed alone, any families of the two tables, with the base's tokenizer and processor."""
-        row, base = language(llm), AutoProcessor.from_pretrained(BASE)
+        row, base = language(llm), AutoProcessor.from_pretrained(BASE, backend=PIXELS)
         size = base.image_processor.size["height"]
         tower = towers.tiny(encoder, pixels=size, patch=base.patch_size, seed=seed)
         config = {
@@ -123,7 +124,7 @@ class MLLM:
     @classmethod
     def blank(cls, seed: int = 0) -> MLLM:
         """The shipped base's architecture, tokenizer and processor with random weights: what `recipes/base.yaml` begins with."""
-        processor = AutoProcessor.from_pretrained(BASE)
+        processor = AutoProcessor.from_pretrained(BASE, backend=PIXELS)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(BASE))
@@ -225,7 +226,7 @@ def _described(where: str, here: bool) -> tuple[PreTrainedConfig, LlavaProcessor
                 advice = "give an MLLM; `pivot probe linear` reads an encoder as it is"
                 raise BadInput(f"MLLM {where}: this is an encoder already ({config.model_type}), without an LLM; {advice}")
             family(config)  # one that is not in the table is refused by its name
-            return config, AutoProcessor.from_pretrained(where, local_files_only=here)
+            return config, AutoProcessor.from_pretrained(where, backend=PIXELS, local_files_only=here)
     except BadInput:
         raise
     except (OSError, ValueError) as failed:

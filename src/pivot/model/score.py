@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from pivot.data.collate import LabelMask, collate
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
-from pivot.model.families import family, refuse_branches
+from pivot.model.families import family
+from pivot.model.languages import refuse_branches
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
