@@ -28,7 +28,7 @@ class Family:
 
     name: str
     model_type: str  # of the vision model's own config
-    prefix: int  # leading tokens that are not patches: class token, registers
+    prefix: int  # leading tokens that are not patches, registers not counted
     strategy: Literal["full", "default"]
     norm: str  # the final norm's attribute name
     processor: str  # its image processor's class
@@ -134,9 +134,14 @@ def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def default_tap(config: PreTrainedConfig, layer: int = -2) -> Tap:
     """The tap of a family at a layer: no final norm, its prefix dropped, mean over patches. A layer it lacks is a `BadInput`."""
-    tap = Tap(layer=layer, prefix=family(config).prefix)
+    tap = Tap(layer=layer, prefix=prefix(config))
     depth(config, tap)
     return tap
+
+
+def prefix(config: PreTrainedConfig) -> int:
+    """How many leading tokens are not patches: the family's own, and registers."""
+    return family(config).prefix + getattr(config, "num_register_tokens", 0)
 
 
 def depth(config: PreTrainedConfig, tap: Tap) -> int:

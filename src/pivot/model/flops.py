@@ -86,7 +86,7 @@ def flops(
         return 0.0  # nothing is scored, so nothing is run
     vision, text = config.vision_config, config.text_config
     rows, columns = towers.grid(vision)
-    prefix = towers.family(vision).prefix
+    prefix = towers.prefix(vision)
     per_image = rows * columns + prefix - (config.vision_feature_select_strategy == "default")
     passes = 1 if backend == "shared" else len(response_lengths)
     images = image_tokens / per_image * passes
@@ -133,7 +133,7 @@ def _tower(config: PreTrainedConfig, images: float) -> tuple[float, float, float
     vision, size = config.vision_config, weights(config)
     rows, columns = towers.grid(vision)
     patches = rows * columns
-    tokens = patches + towers.family(vision).prefix
+    tokens = patches + towers.prefix(vision)
     return 2 * images * patches * size.patch, 2 * images * tokens * size.block, 4 * images * tokens**2 * vision.hidden_size
 
 

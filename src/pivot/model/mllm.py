@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -25,12 +22,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
-from pivot.encoder.source import PIXELS, reach
+from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json
+from pivot.model import llm as llms
 from pivot.model.families import FAMILIES, context, family
 from pivot.model.languages import language
 from pivot.records import BadInput, Example, Tap, picture
@@ -38,24 +35,10 @@ from pivot.records import BadInput, Example, Tap, picture
 if TYPE_CHECKING:
     from pivot.records import Picture
 
-BASE = Path(str(files("pivot"))) / "base"
+BASE = llms.BASE
 NOTES = "pivot.json"  # beside the stock files: the tap, and a hash of each part's weights
-IMAGE = "<image>"
 # Of a Hub model; one of each line must be there.
 NEEDED = (("config.json",), ("model.safetensors", "model.safetensors.index.json"), ("processor_config.json", "preprocessor_config.json"))
-SYSTEM = "You are a helpful assistant."  # what LLaVA-NeXT's ChatML template says where the data has no system turn
-# Puts pictures into the text of a template that knows only text.
-WITH_PICTURES = """{%- set ns = namespace(turns=[]) -%}
-{%- for turn in messages -%}
-{%- if turn['content'] is string -%}{%- set ns.turns = ns.turns + [turn] -%}{%- else -%}
-{%- set text -%}
-{%- for part in turn['content'] -%}{{ '<image>\\n' if part['type'] == 'image' else part['text'] }}{%- endfor -%}
-{%- endset -%}
-{%- set ns.turns = ns.turns + [{'role': turn['role'], 'content': text}] -%}
-{%- endif -%}
-{%- endfor -%}
-{%- set messages = ns.turns -%}
-"""
 
 
 class MLLM:
@@ -88,15 +71,15 @@ class MLLM:
         if isinstance(encoder, str):
             encoder = Encoder.load(encoder, dtype=dtype)
         if isinstance(llm, str):
-            llm, tokenizer = _llm(llm, dtype)
+            llm, tokenizer = llms.load(llm, dtype)
         if tokenizer is None:
             raise BadInput("MLLM.build: an LLM given as a module comes without its tokenizer; pass tokenizer=")
         tap = encoder.tap if layer is None else towers.default_tap(encoder.model.config, layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = _with_image_token(tokenizer, llm)
-            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[IMAGE])
-        processor = _processor(encoder.model, encoder.processor, tokenizer, template or _template(tokenizer))
+            tokenizer = llms.with_image_token(tokenizer, llm)
+            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[llms.IMAGE])
+        processor = _processor(encoder.model, encoder.processor, tokenizer, template or llms.template(tokenizer))
         model.generation_config = _generation_config(processor)
         return cls(model, processor, tap).to(dtype=dtype)
 
@@ -141,13 +124,13 @@ class MLLM:
         where, here = _place(str(source))
         _, processor = _described(where, here)
         try:
-            with _quiet():
+            with quiet():
                 opened: Any = AutoModelForImageTextToText.from_pretrained(
                     where, dtype="auto", output_loading_info=True, local_files_only=here
                 )
                 model, report = opened
         except (OSError, ValueError) as failed:
-            raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
+            raise BadInput(f"cannot open MLLM {where}: {llms.first_line(failed)}") from failed
         lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if lacking:
             raise BadInput(f"MLLM {where}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; save it again")
@@ -164,7 +147,7 @@ class MLLM:
         """Write a folder that plain transformers opens; pivot.json comes last."""
         folder = Path(folder)
         (folder / NOTES).unlink(missing_ok=True)
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(folder)
             self.processor.save_pretrained(folder)
         write_json(folder / NOTES, {"tap": asdict(self.tap), "weights": self.hashes()})
@@ -220,7 +203,7 @@ def describe(source: str | Path) -> tuple[PreTrainedConfig, LlavaProcessor]:
 
 def _described(where: str, here: bool) -> tuple[PreTrainedConfig, LlavaProcessor]:
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(where, local_files_only=here)
             if _is_encoder(config):
                 advice = "give an MLLM; `pivot probe linear` reads an encoder as it is"
@@ -230,7 +213,7 @@ def _described(where: str, here: bool) -> tuple[PreTrainedConfig, LlavaProcessor
     except BadInput:
         raise
     except (OSError, ValueError) as failed:
-        raise BadInput(f"cannot open MLLM {where}: {_first_line(failed)}") from failed
+        raise BadInput(f"cannot open MLLM {where}: {llms.first_line(failed)}") from failed
 
 
 def holds_mllm(source: str) -> bool:
@@ -250,40 +233,6 @@ def _is_encoder(config: PreTrainedConfig) -> bool:
     return config.model_type in [name for row in towers.FAMILIES for name in (row.model_type, *row.combined)]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars: what is shown is for the CLI to decide."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
-def _llm(source: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    where = source.removeprefix("hf:")
-    try:
-        with _quiet():
-            return AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)), AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError) as failed:
-        raise BadInput(f"cannot open LLM {source}: {_first_line(failed)}") from failed
-
-
-def _with_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Give tokenizer and embeddings the image token, and ChatML's tokens where the tokenizer brings no template of its own."""
-    wanted = [IMAGE] if tokenizer.chat_template else [IMAGE, "<|im_start|>", "<|im_end|>"]
-    tokenizer.add_tokens([token for token in wanted if token not in tokenizer.get_vocab()], special_tokens=True)
-    if len(tokenizer) > llm.config.vocab_size:
-        llm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return tokenizer
-
-
 def _join(tower: PreTrainedModel, llm: PreTrainedModel, tap: Tap, image_token: int) -> LlavaForConditionalGeneration:
     if tap.norm:
         raise BadInput("stock LLaVA reads hidden states before the final norm: use a tap without norm")
@@ -293,7 +242,7 @@ def _join(tower: PreTrainedModel, llm: PreTrainedModel, tap: Tap, image_token: i
         vision_config=tower.config,
         text_config=llm.config,
         image_token_index=image_token,
-        image_seq_length=rows * columns + row.prefix - (row.strategy == "default"),
+        image_seq_length=rows * columns + towers.prefix(tower.config) - (row.strategy == "default"),
         vision_feature_layer=tap.layer,
         vision_feature_select_strategy=row.strategy,
         tie_word_embeddings=llm.config.tie_word_embeddings,
@@ -309,13 +258,6 @@ def _join(tower: PreTrainedModel, llm: PreTrainedModel, tap: Tap, image_token: i
     return model.eval()
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    if "<|im_start|>" not in tokenizer.get_vocab():
-        return WITH_PICTURES + tokenizer.chat_template
-    chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
-    return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
-
-
 def _processor(tower: PreTrainedModel, image_processor: Any, tokenizer: PreTrainedTokenizerBase, template: str) -> LlavaProcessor:
     row = towers.family(tower.config)
     return LlavaProcessor(
@@ -323,8 +265,8 @@ def _processor(tower: PreTrainedModel, image_processor: Any, tokenizer: PreTrain
         tokenizer=tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=row.strategy,
-        num_additional_image_tokens=row.prefix,
-        image_token=IMAGE,
+        num_additional_image_tokens=towers.prefix(tower.config),
+        image_token=llms.IMAGE,
         chat_template=template,
     )
 
