@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from pivot import chain, cli
-from pivot.chain import Stage, Work
+from pivot import cli
+from pivot.chain import Work
 from pivot.encoder import Encoder
 from pivot.files import write_text
 from pivot.records import Example, Response
 from pivot.runfolder import RunFolder
+from pivot.stages import Stage, stages
 
 RECIPE = """
 name: small
@@ -212,7 +213,7 @@ def test_ctrl_c_is_one_line_and_the_rerun_goes_on(
     assert f"stopped by Ctrl-C in {at}; what is finished is kept" in refusal(capsys, "run", "small.yaml")
     before = ran.copy()
     assert cli.call(["run", "small.yaml"]) == 0
-    names = [stage.name for stage in chain.stages(_loaded())]
+    names = [stage.name for stage in stages(_loaded())]
     assert before[:-1] + ran[len(before) :] == names and before[-1] == at
 
 

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from pivot import chain, recipe
-from pivot.chain import Event, Stage, Work
+from pivot.chain import Event, Work
 from pivot.data.write import write
 from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import RunFolder
+from pivot.stages import Stage, stages
 
 PLAIN: dict[str, Any] = {
     "name": "small",
@@ -93,11 +94,11 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_training_comes_first_then_each_arm_is_measured_then_the_report() -> None:
-    assert [stage.name for stage in chain.stages(made())] == [*POSTS, *REST, "report"]
+    assert [stage.name for stage in stages(made())] == [*POSTS, *REST, "report"]
 
 
 def test_the_original_arm_is_measured_once_and_the_others_per_seed() -> None:
-    names = [stage.name for stage in chain.stages(made(seeds=[3, 4]))]
+    names = [stage.name for stage in stages(made(seeds=[3, 4]))]
     assert [name for name in names if name.startswith("bench-world")] == [
         "bench-world-original",
         *(f"bench-world-{arm}/seed-{seed}" for arm in ("sft", "dpo") for seed in (3, 4)),
@@ -107,7 +108,7 @@ def test_the_original_arm_is_measured_once_and_the_others_per_seed() -> None:
 def test_stages_wait_for_the_one_before() -> None:
     chat = {"data": "pairs", "rates": RATES}
     pretraining = {"name": "supervised", "data": "pairs"}
-    needs = {stage.name: stage.needs for stage in chain.stages(made(pretrain=pretraining, align=chat, instruct=chat))}
+    needs = {stage.name: stage.needs for stage in stages(made(pretrain=pretraining, align=chat, instruct=chat))}
     assert list(needs)[:3] == ["pretrain", "align", "instruct"]
     assert [needs[name] for name in list(needs)[:4]] == [(), ("pretrain",), ("align",), ("instruct",)]
     assert needs["encoder-original"] == ("instruct",)
@@ -117,13 +118,13 @@ def test_stages_wait_for_the_one_before() -> None:
 
 def test_built_from_parts_the_original_encoder_is_the_one_that_was_given() -> None:
     chat = {"data": "pairs", "rates": RATES}
-    needs = {stage.name: stage.needs for stage in chain.stages(made(init=None, encoder="hf:a/b", llm="hf:c/d", instruct=chat))}
+    needs = {stage.name: stage.needs for stage in stages(made(init=None, encoder="hf:a/b", llm="hf:c/d", instruct=chat))}
     assert needs["encoder-original"] == () and needs["bench-world-original"] == ("instruct",)
 
 
 def test_a_recipe_without_arms_only_trains() -> None:
     chat = {"data": "pairs", "rates": RATES}
-    assert [stage.name for stage in chain.stages(made(arms={}, align=chat, instruct=chat))] == ["align", "instruct"]
+    assert [stage.name for stage in stages(made(arms={}, align=chat, instruct=chat))] == ["align", "instruct"]
 
 
 # ---- running, with stand-ins

@@ -303,7 +303,8 @@ def test_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_every_shipped_recipe_has_a_plan(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(["run", name, "--plan", "--json", f"out={tmp_path / 'run'}"]) == 0
+    given = ["init=tiny", "build=null", "pairs=world"] if name == "pivot" else []  # what that one leaves to its user
+    assert cli.call(["run", name, *given, "--plan", "--json", f"out={tmp_path / 'run'}"]) == 0
     rows = json.loads(capsys.readouterr().out)["stages"]
     assert all(row["flops"] > 0 for row in rows if row["stage"].startswith(("align", "instruct", "post")))
 

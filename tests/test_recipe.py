@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from pivot import recipe
+from pivot import plain, recipe
 from pivot.knobs import Wrong, fill
 from pivot.records import BadInput
 from pivot.runfolder import RunFolder
@@ -52,7 +52,34 @@ def wrong(source: str, *changes: str) -> str:
 
 @pytest.mark.parametrize("name", recipe.shipped())
 def test_every_shipped_recipe_is_valid(name: str) -> None:
-    assert recipe.load(name).name
+    given = ["encoder=hf:a/b", "llm=hf:c/d", "pairs=world"] if name == "pivot" else []
+    assert recipe.load(name, given).name
+
+
+def test_what_a_recipe_leaves_open_is_said_with_its_own_command() -> None:
+    assert "leaves encoder, llm, pairs to you: add encoder=... llm=... pairs=..., as in: pivot run pivot encoder=hf:" in wrong("pivot")
+    assert "leaves llm to you" in wrong("pivot", "encoder=hf:a/b", "pairs=world")
+    assert "leaves pairs to you" in wrong("pivot", "init=base", "align=null")
+    bare = recipe.load("pivot", ["init=base", "build=null", "pairs=world,size=9"])
+    assert bare.init == "base" and bare.data["pairs"]["size"] == 9 and bare.data["captions"] == bare.data["chats"] == bare.data["pairs"]
+
+
+def test_data_is_named_by_one_line_by_a_path_or_by_another_name(small: str, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    found = recipe.load(small, [f"pairs={tmp_path / 'mine'}", "heldout=world,size=5,split=test"]).data
+    assert found["pairs"]["read"] == "rows" and found["pairs"]["path"] == str(tmp_path / "mine")
+    assert (found["heldout"]["size"], found["heldout"]["split"]) == (5, "test")
+    assert recipe.load(small, ["pairs={read: world, size: 3}", "heldout=pairs"]).data["heldout"]["size"] == 3
+    assert "no such folder or file" in wrong(small, f"pairs={tmp_path / 'nowhere'}")
+    assert "the same rows as" in wrong(small, "pairs=heldout", "heldout=pairs")
+    assert "did you mean 'world'" in wrong(small, "pairs=wolrd,size=3")
+
+
+def test_how_parts_are_joined_is_no_question_of_a_joined_model(small: str) -> None:
+    assert "init 'tiny' is joined already" in wrong(small, "build.layer=-1")
+    assert "build: unknown key 'layr'; did you mean 'layer'?" in wrong(small, "build.layr=-1")
+    built = recipe.load(small, ["init=null", "encoder=a", "llm=b", "build.layer=-1", "build.pixels=64"])
+    assert built.build and (built.build.layer, built.build.pixels, built.build.template) == (-1, 64, None)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +103,7 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
     ],
 )
 def test_scalars_are_read_as_people_mean_them(text: str, value: Any) -> None:
-    read = recipe.parse(text, "here")
+    read = plain.parse(text, "here")
     assert read == value and type(read) is type(value)
 
 
@@ -98,7 +125,7 @@ def test_overrides_reach_any_depth_and_leave_the_rest(small: str) -> None:
     before = recipe.load(small)
     after = recipe.load(small, ["arms.dpo.objective.beta=5e-1", "post.batch=2", "seeds=[3, 4]"])
     assert after.arms["dpo"].objective == {**(before.arms["dpo"].objective or {}), "beta": 0.5}
-    assert recipe.differences(before.plain(), after.plain()) == ["seeds", "arms.dpo.objective.beta", "post.batch"]
+    assert plain.differences(before.plain(), after.plain()) == ["seeds", "arms.dpo.objective.beta", "post.batch"]
 
 
 def test_an_override_can_add_an_arm(small: str) -> None:

@@ -7,10 +7,9 @@ others can leave. Between stages nothing is kept but files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from pivot import lookup
 from pivot import recipe as recipes
 from pivot.files import discard, hash_file, read_json
-from pivot.knobs import nearest
 from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
 from pivot.runfolder import ORIGINAL, RunFolder
+from pivot.stages import TRAINING, Stage, chosen, stages
 
 if TYPE_CHECKING:
     import torch
@@ -30,23 +29,9 @@ if TYPE_CHECKING:
     from pivot.encoder import Encoder
     from pivot.model import MLLM
 
-TRAINING = ("pretrain", "align", "instruct", "post")
 BASE = Path(__file__).parent / "base"  # the shipped MLLM
 FRESH = ("tiny", "blank")  # words for `init` that name a way to make an MLLM, not a place to load one from
 SMALL = 20_000_000  # parameters
-Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of a run: the unit that is finished or not."""
-
-    name: str  # as in the manifest: post-dpo/seed-0
-    kind: Kind
-    needs: tuple[str, ...] = ()
-    arm: str = ""
-    seed: int = 0
-    entry: str = ""  # which of the recipe's probes or benches
 
 
 @dataclass(frozen=True)
@@ -59,48 +44,6 @@ class Event:
 
 
 Tell = Callable[[Event], None]
-
-
-def stages(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe in the order in which they run."""
-    line = [kind for kind in ("pretrain", "align", "instruct") if getattr(recipe, kind)]
-    before: tuple[str, ...] = ()
-    found = []
-    for kind in line:
-        found.append(Stage(kind, kind, before))  # type: ignore[arg-type]
-        before = (kind,)
-    measured = []
-    for arm, choice in recipe.arms.items():
-        for seed in recipe.seeds if choice.objective else recipe.seeds[:1]:
-            model = before
-            if choice.objective:
-                post = Stage(f"post-{arm}/seed-{seed}", "post", before, arm, seed)
-                found.append(post)
-                model = (post.name,)
-            measured += _measuring(recipe, arm, seed, model)
-    found += measured
-    if measured:
-        found.append(Stage("report", "report", tuple(stage.name for stage in measured if stage.kind in ("probe", "bench"))))
-    return found
-
-
-def _measuring(recipe: Recipe, arm: str, seed: int, model: tuple[str, ...]) -> list[Stage]:
-    """What follows training for one arm and seed; `model` is the stage that its MLLM comes from."""
-    place = arm if arm == ORIGINAL else f"{arm}/seed-{seed}"
-    # Built from parts, the original encoder is the one that was given: it waits for no stage but pretrain.
-    of_encoder = model if recipe.init or arm != ORIGINAL else tuple(kind for kind in ("pretrain",) if recipe.pretrain)
-    detach = Stage(f"encoder-{place}", "detach", of_encoder, arm, seed)
-    probes = [Stage(f"probe-{name}-{place}", "probe", (detach.name,), arm, seed, name) for name in recipe.probes]
-    benches = [Stage(f"bench-{name}-{place}", "bench", model, arm, seed, name) for name in recipe.bench]
-    return [detach, *probes, *benches]
-
-
-def chosen(plan: Sequence[Stage], only: str) -> list[Stage]:
-    """Stages whose name fits a pattern such as `bench-*`; none at all is a `BadInput`."""
-    found = [stage for stage in plan if fnmatch(stage.name, only)]
-    if not found:
-        raise BadInput(f"no stage named '{only}' in this recipe; {nearest(only, [stage.name for stage in plan])}")
-    return found
 
 
 def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) -> None:
@@ -144,8 +87,19 @@ def initial(recipe: Recipe) -> MLLM:
         return getattr(MLLM, recipe.init)()
     if recipe.init:
         return MLLM.load(recipe.init)
-    assert recipe.encoder and recipe.llm  # a valid recipe has init or both
-    return MLLM.build(recipe.encoder, recipe.llm)
+    assert recipe.llm  # a valid recipe has init, or both encoder and llm
+    template = recipe.build.template if recipe.build else None
+    return MLLM.build(given(recipe), recipe.llm, template=template, seed=recipe.seeds[0])
+
+
+def given(recipe: Recipe) -> Encoder:
+    """The encoder that a recipe builds on, read where and at the size that it says."""
+    from pivot.encoder import Encoder
+
+    assert recipe.encoder
+    build = recipe.build or recipes.Build()
+    encoder = Encoder.load(recipe.encoder, pixels=build.pixels) if build.pixels else Encoder.load(recipe.encoder)
+    return encoder if build.layer is None else encoder.tapped(layer=build.layer)
 
 
 def _begin(recipe: Recipe, folder: RunFolder) -> None:
@@ -156,7 +110,7 @@ def _begin(recipe: Recipe, folder: RunFolder) -> None:
     for key in ("init", "encoder", "llm"):
         source = getattr(recipe, key)
         place = BASE if source == "base" else Path(source or "")
-        if source and place.is_dir():
+        if source and place.exists():
             notes = [place / name for name in ("pivot.json", "tap.json") if (place / name).is_file()]  # these hold hashes of the weights
             folder.pin(key, hash_file(notes[0] if notes else place), f"the weights of {key} '{source}'")
     named = [name for name in sorted(recipe.uses()) if recipe.data[name].get("path")]
@@ -302,11 +256,9 @@ class Work:
 
     def _original(self) -> Encoder:
         """The encoder before any LLM of this recipe touched it."""
-        from pivot.encoder import Encoder
-
         if self.recipe.init:
             return self.entering("post").detach()
-        return self.entering("align").detach() if self.recipe.pretrain else Encoder.load(str(self.recipe.encoder))
+        return self.entering("align").detach() if self.recipe.pretrain else given(self.recipe)
 
     def _trained(self, stage: Stage) -> MLLM:
         """The MLLM of an arm: after stage post, or as it would enter it."""

@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
-from pivot.chain import FRESH, Stage, initial, stages
+from pivot.chain import FRESH, initial
 from pivot.recipe import Post, Recipe
 from pivot.runfolder import RunFolder
+from pivot.stages import Stage, stages
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor, PreTrainedConfig

@@ -19,53 +19,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from pivot import lookup
 from pivot.files import write_text
-from pivot.knobs import Wrong, check_keys, declared, fill, first_error, nearest
+from pivot.knobs import Wrong, check_keys, fill, first_error, nearest
+from pivot.oneline import described
+from pivot.plain import differences, override, parse
 from pivot.records import BadInput, Example
 from pivot.runfolder import ORIGINAL, RunFolder
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
 FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to")}
+PARTS = ("encoder", "llm")
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
 NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
-
-
-# ---- YAML as people mean it
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2 scalars: `1e-5` is a number, `no` and `12:30` are text. A key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
-        if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_SCALARS = {
-    "bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
-    "int": (r"^[-+]?[0-9]+$", "-+0123456789"),
-    "float": (r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan)$", "-+.0123456789"),
-}
-Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag.rsplit(":", 1)[1] not in (*_SCALARS, "timestamp")]
-    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, (_rule, _first) in _SCALARS.items():
-    Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_rule), list(_first))
-
-
-def parse(text: str, where: str) -> Any:
-    """YAML text as plain values. What is broken is a `BadInput` that names the line."""
-    try:
-        return yaml.load(text, Loader)  # a SafeLoader: plain values only
-    except yaml.YAMLError as broken:
-        mark = getattr(broken, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"not YAML: {getattr(broken, 'problem', None) or broken} ({where}{line}); correct it there") from None
 
 
 # ---- what a recipe holds
@@ -184,6 +150,14 @@ class Chat(Post):
     rates: Rates
 
 
+class Build(Section):
+    """How an encoder and an LLM are joined. What is not given is the encoder's and the tokenizer's own."""
+
+    layer: int | None = None  # the tap: -2 the penultimate block, -1 the last
+    pixels: int | None = Field(default=None, ge=1)  # side of the pictures, where it is not the encoder's native one
+    template: str | None = None  # the chat template: Jinja, or the path of a file with it
+
+
 Data = Annotated[dict[str, Any], _module("data", "read")]
 
 
@@ -194,6 +168,7 @@ class Recipe(Section):
     init: str | None = None
     encoder: str | None = None
     llm: str | None = None
+    build: Build | None = None
     data: dict[str, Data] = {}
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     pretrain: Annotated[dict[str, Any], _module("pretrain", "name", own={"data": ...})] | None = None
@@ -208,6 +183,8 @@ class Recipe(Section):
     def _consistent(self) -> Recipe:
         if (self.init is None) == (self.encoder is None) or (self.encoder is None) != (self.llm is None):
             raise Wrong((), "give either init (an MLLM) or both encoder and llm")
+        if self.build and self.init:
+            raise Wrong(("build",), f"says how parts are joined, but init '{self.init}' is joined already; leave one of them away")
         if len(set(self.seeds)) < len(self.seeds):
             raise Wrong(("seeds",), f"must differ, not {list(self.seeds)}")
         trained = [arm for arm, choice in self.arms.items() if choice.objective]
@@ -251,29 +228,8 @@ _RECIPE, _DATA = TypeAdapter(Recipe), TypeAdapter(Data)
 
 
 def read(source: str) -> Sequence[Example]:
-    """Examples named in one line, as on a command line: `world,split=test,size=600`. Commas within [] and {} part nothing.
-
-    A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the reader takes as text alone stays as
-    it is written: `path=2024` is a folder, not a number.
-    """
-    reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
-    if not reader.strip():
-        known = ", ".join(lookup.names("data"))
-        raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600 (readers: {known})")
-    plain: dict[str, Any] = {"read": reader.strip()}
-    knobs = declared(lookup.find("data", plain["read"])).model_fields
-    for number, option in enumerate(options):
-        key, sign, text = (part.strip() for part in option.partition("="))
-        if not sign and number == 0 and key and "path" in knobs and knobs["path"].is_required():
-            key, text = "path", key
-        elif not sign or not key:
-            raise BadInput(f"data '{source}': '{option}' is no KEY=VALUE; write READER,KEY=VALUE,... as in world,split=test,size=600")
-        if key in knobs and knobs[key].annotation in (str, str | None) and text not in ("", "null", "~"):
-            value = _lenient(text)
-            plain[key] = value if isinstance(value, str) else text
-        else:
-            plain = override(plain, option)
-    return _read(_checked(_DATA, plain, f"data '{source}'"), f"data '{source}'")
+    """Examples named in one line, as on a command line."""
+    return _read(_checked(_DATA, described(source), f"data '{source}'"), f"data '{source}'")
 
 
 def instrument(folder: str, name: str, **knobs: Any) -> Any:
@@ -284,14 +240,6 @@ def instrument(folder: str, name: str, **knobs: Any) -> Any:
     except Wrong as wrong:
         place = ".".join(map(str, wrong.place))
         raise BadInput(f"{place + ': ' if place else ''}{wrong.message} ({folder} {name})") from None
-
-
-def _lenient(text: str) -> Any:
-    """YAML's value of a text, or the text itself where it is none."""
-    try:
-        return parse(text, "")
-    except BadInput:
-        return text
 
 
 def _read(plain: Mapping[str, Any], where: str) -> Sequence[Example]:
@@ -323,22 +271,6 @@ def find(source: str) -> Path:
     raise BadInput(f"no recipe named '{source}'; {nearest(source, shipped())} (or give the path of a YAML file)")
 
 
-def override(plain: Mapping[str, Any], change: str) -> dict[str, Any]:
-    """A copy of plain values with one `key.sub=value` applied; the value is read as YAML."""
-    path, sign, text = change.partition("=")
-    keys = path.strip().split(".")
-    if not sign or not all(keys):
-        raise BadInput(f"not an override: '{change}'; write key.sub=value, as in post.batch=16")
-    changed = here = dict(plain)
-    for depth, key in enumerate(keys[:-1]):
-        inside = here.get(key)
-        if inside is not None and not isinstance(inside, Mapping):
-            raise BadInput(f"override '{change}': {'.'.join(keys[: depth + 1])} is {inside!r} and holds no keys; write {key}=value")
-        here[key] = here = dict(inside or {})
-    here[keys[-1]] = parse(text, f"override '{change}'")
-    return changed
-
-
 def validate(plain: Any, where: str) -> Recipe:
     """Plain values as a recipe; what is wrong is a `BadInput` with its place."""
     return _checked(_RECIPE, plain, f"recipe {where}")
@@ -362,9 +294,52 @@ def load(source: str, changes: Sequence[str] = ()) -> Recipe:
         raise BadInput(f"{file} is no text in UTF-8 (byte {broken.start}); save it as UTF-8, or give a YAML file") from None
     if not isinstance(plain, Mapping):
         raise BadInput(f"{file} is no recipe: it holds no keys; see a shipped one, such as {SHIPPED / 'demo.yaml'}")
+    blank = [*(key for key in PARTS if key in plain and plain[key] is None), *_blank(plain)]
     for change in changes:
-        plain = override(plain, change)
-    return validate(plain, source)
+        plain = _changed(plain, change)
+    left = [key for key in blank if key in _blank(plain) or (key in PARTS and not plain.get("init") and not plain.get(key))]
+    if left:
+        raise BadInput(f"recipe {source} leaves {', '.join(left)} to you: add {' '.join(f'{key}=...' for key in left)}{_example(file)}")
+    return validate({**plain, **_resolved(plain)}, source)
+
+
+def _changed(plain: Mapping[str, Any], change: str) -> dict[str, Any]:
+    """One change applied: `key.sub=value`, or `NAME=ROWS` for a data set of the recipe by its name alone."""
+    key, _, text = (part.strip() for part in change.partition("="))
+    data = plain.get("data")
+    if key in Recipe.model_fields or not isinstance(data, Mapping) or key not in data:
+        return override(plain, change)
+    rows = override({}, change)[key] if not text or text.startswith("{") else text
+    return {**plain, "data": {**data, key: rows}}
+
+
+def _blank(plain: Mapping[str, Any]) -> list[str]:
+    """Data sets that a recipe names but does not give."""
+    data = plain.get("data")
+    return [name for name, rows in data.items() if rows is None] if isinstance(data, Mapping) else []
+
+
+def _resolved(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The data, with what is given as text looked up: another data set's name (the same rows as that), or one line that names rows."""
+    data = plain.get("data")
+    if not isinstance(data, Mapping):
+        return {}
+    found = {}
+    for name, rows in data.items():
+        seen = [name]
+        while isinstance(rows, str) and rows in data:
+            if rows in seen:
+                raise BadInput(f"data.{name} is the same rows as {' as '.join(seen[1:] or seen)} as itself; name rows for one of them")
+            seen.append(rows)
+            rows = data[rows]
+        found[name] = described(rows) if isinstance(rows, str) else rows
+    return {"data": found}
+
+
+def _example(file: Path) -> str:
+    """The command in the first line of a recipe, if there is one."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+    return f", as in: {first}" if first.startswith("pivot ") else ""
 
 
 def freeze(recipe: Recipe, folder: RunFolder) -> None:
@@ -380,11 +355,3 @@ def freeze(recipe: Recipe, folder: RunFolder) -> None:
             )
     if text != before:
         write_text(folder.recipe_file, text)
-
-
-def differences(before: Any, after: Any, at: str = "") -> list[str]:
-    """Dotted keys at which two plain values differ."""
-    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
-        return [] if before == after else [at]
-    keys = [*before, *(key for key in after if key not in before)]
-    return [place for key in keys for place in differences(before.get(key), after.get(key), f"{at}.{key}" if at else str(key))]

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pivot import recipe as recipes
 from pivot.files import read_json, read_jsonl
+from pivot.plain import parse
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import ORIGINAL, RunFolder
 
@@ -82,7 +82,7 @@ def _recipe(run: Run) -> list[str]:
     """Keep the recipe's text; the names of its arms."""
     file = run.folder.recipe_file
     text = run.take(file, lambda path: path.read_text(encoding="utf-8")) if file.exists() else None
-    plain = run.take(file, lambda path: recipes.parse(text or "", path.name)) if text else None
+    plain = run.take(file, lambda path: parse(text or "", path.name)) if text else None
     run.recipe = text or ""
     arms = plain.get("arms") if isinstance(plain, Mapping) else None
     if not isinstance(arms, Mapping):

@@ -16,7 +16,7 @@ from pivot.data.lazy import fingerprint
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
-from pivot.recipe import differences
+from pivot.plain import differences
 from pivot.records import BadInput, Example
 from pivot.train.checkpoint import Checkpoints
 from pivot.train.feed import Ahead, Data

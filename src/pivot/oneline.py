@@ -1,0 +1,53 @@
+"""Data named in one line, as on a command line."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pivot import lookup
+from pivot.knobs import declared
+from pivot.plain import override, parse
+from pivot.records import BadInput
+
+ROWS = "rows"  # the reader of our own layout: what a path alone is read by
+
+
+def described(source: str) -> dict[str, Any]:
+    """One line that names data, as plain values: `world,split=test,size=600`, or the path of rows.
+
+    Commas within [] and {} part nothing. A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the
+    reader takes as text alone stays as it is written: `path=2024` is a folder, not a number.
+    """
+    reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
+    if not reader.strip():
+        raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600")
+    known = lookup.names("data")
+    if reader.strip() not in known and Path(os.path.expanduser(reader)).exists():
+        reader, options = ROWS, [f"path={reader}", *options]
+    elif reader.strip() not in known and not options and "/" in reader:
+        raise BadInput(f"data '{source}': no such folder or file; check the path, or name a reader: {', '.join(known)}")
+    plain: dict[str, Any] = {"read": reader.strip()}
+    knobs = declared(lookup.find("data", plain["read"])).model_fields
+    for number, option in enumerate(options):
+        key, sign, text = (part.strip() for part in option.partition("="))
+        if not sign and number == 0 and key and "path" in knobs and knobs["path"].is_required():
+            key, text = "path", key
+        elif not sign or not key:
+            raise BadInput(f"data '{source}': '{option}' is no KEY=VALUE; write READER,KEY=VALUE,... as in world,split=test,size=600")
+        if key in knobs and knobs[key].annotation in (str, str | None) and text not in ("", "null", "~"):
+            value = _lenient(text)
+            plain[key] = value if isinstance(value, str) else text
+        else:
+            plain = override(plain, option)
+    return plain
+
+
+def _lenient(text: str) -> Any:
+    """YAML's value of a text, or the text itself where it is none."""
+    try:
+        return parse(text, "")
+    except BadInput:
+        return text

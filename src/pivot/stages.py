@@ -1,0 +1,70 @@
+"""The stages of a recipe, in the order in which they run, and what each waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Literal
+
+from pivot.knobs import nearest
+from pivot.recipe import Recipe
+from pivot.records import BadInput
+from pivot.runfolder import ORIGINAL
+
+TRAINING = ("pretrain", "align", "instruct", "post")
+Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run: the unit that is finished or not."""
+
+    name: str  # as in the manifest: post-dpo/seed-0
+    kind: Kind
+    needs: tuple[str, ...] = ()
+    arm: str = ""
+    seed: int = 0
+    entry: str = ""  # which of the recipe's probes or benches
+
+
+def stages(recipe: Recipe) -> list[Stage]:
+    """The stages of a recipe in the order in which they run."""
+    line = [kind for kind in ("pretrain", "align", "instruct") if getattr(recipe, kind)]
+    before: tuple[str, ...] = ()
+    found = []
+    for kind in line:
+        found.append(Stage(kind, kind, before))  # type: ignore[arg-type]
+        before = (kind,)
+    measured = []
+    for arm, choice in recipe.arms.items():
+        for seed in recipe.seeds if choice.objective else recipe.seeds[:1]:
+            model = before
+            if choice.objective:
+                post = Stage(f"post-{arm}/seed-{seed}", "post", before, arm, seed)
+                found.append(post)
+                model = (post.name,)
+            measured += _measuring(recipe, arm, seed, model)
+    found += measured
+    if measured:
+        found.append(Stage("report", "report", tuple(stage.name for stage in measured if stage.kind in ("probe", "bench"))))
+    return found
+
+
+def _measuring(recipe: Recipe, arm: str, seed: int, model: tuple[str, ...]) -> list[Stage]:
+    """What follows training for one arm and seed; `model` is the stage that its MLLM comes from."""
+    place = arm if arm == ORIGINAL else f"{arm}/seed-{seed}"
+    # Built from parts, the original encoder is the one that was given: it waits for no stage but pretrain.
+    of_encoder = model if recipe.init or arm != ORIGINAL else tuple(kind for kind in ("pretrain",) if recipe.pretrain)
+    detach = Stage(f"encoder-{place}", "detach", of_encoder, arm, seed)
+    probes = [Stage(f"probe-{name}-{place}", "probe", (detach.name,), arm, seed, name) for name in recipe.probes]
+    benches = [Stage(f"bench-{name}-{place}", "bench", model, arm, seed, name) for name in recipe.bench]
+    return [detach, *probes, *benches]
+
+
+def chosen(plan: Sequence[Stage], only: str) -> list[Stage]:
+    """Stages whose name fits a pattern such as `bench-*`; none at all is a `BadInput`."""
+    found = [stage for stage in plan if fnmatch(stage.name, only)]
+    if not found:
+        raise BadInput(f"no stage named '{only}' in this recipe; {nearest(only, [stage.name for stage in plan])}")
+    return found
