@@ -140,7 +140,8 @@ def _tokenizer_without(folder: Path, *names: str, template: str = "{{ messages[0
     text = json.loads((folder / "tokenizer.json").read_text())
     text["added_tokens"] = [token for token in text["added_tokens"] if token["content"] not in names]
     for name in names:
-        text["model"]["vocab"].pop(name, None)
+        if name in text["model"]["vocab"]:  # its id stays taken: a new token would get that of another one
+            text["model"]["vocab"][f"unused {name}"] = text["model"]["vocab"].pop(name)
     (folder / "tokenizer.json").write_text(json.dumps(text))
     config = json.loads((folder / "tokenizer_config.json").read_text())
     config["extra_special_tokens"] = [name for name in config.get("extra_special_tokens", []) if name not in names]

@@ -272,19 +272,13 @@ def test_batches_survive_what_moves_them(odd: Mapping[str, Example]) -> None:
         torch.testing.assert_close(Scorer(mllm)(moved).logps, Scorer(mllm)(batch).logps)
 
 
-def test_windows_and_foreign_attention_are_refused_for_several_responses(odd: Mapping[str, Example]) -> None:
-    mllm = MLLM.tiny(llm="mistral")
-    llm = mllm.model.config.text_config
-    llm.sliding_window = 8
-    with pytest.raises(BadInput, match=r"windows.*repeat"):
-        score(mllm, [odd["pair"]])
-    llm.sliding_window = None
-    score(mllm, [odd["pair"]])
-    llm.model_type = "gemma3_text"
-    with pytest.raises(BadInput, match="not among the tested"):
-        score(mllm, [odd["pair"]])
-    score(mllm, [odd["single"]])
-    score(mllm, [odd["pair"]], "repeat")
+def test_what_cannot_be_branched_falls_back_to_repeat(odd: Mapping[str, Example]) -> None:
+    mllm = MLLM.tiny(llm="mistral-windowed")
+    scorer = Scorer(mllm)
+    assert (scorer.backend, scorer.fallback) == ("repeat", "its attention has a window of 8 tokens")
+    assert Scorer(mllm, "repeat").fallback is None
+    for shared, repeat in zip(score(mllm, [odd["pair"]]), score(mllm, [odd["pair"]], "repeat"), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(shared, repeat, strict=True))
 
 
 def test_unknown_backend() -> None:

@@ -1,4 +1,4 @@
-"""The table of LLM families that obey a branch mask: one row each."""
+"""The table of LLM families: which obey a branch mask, and what a small random one of each looks like."""
 
 from __future__ import annotations
 
@@ -9,49 +9,80 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from pivot.model.branches import Backend
 from pivot.records import BadInput
 
 
 @dataclass(frozen=True)
 class Language:
-    """One LLM family whose attention goes by the 4-D mask and the positions it is given, and by nothing else."""
+    """One LLM family, or a variant of one that differs in what its layers see."""
 
+    name: str
     model_type: str
     tiny: Mapping[str, Any] = field(default_factory=dict)  # what a small random one needs beyond the common sizes
 
 
-# Each row is held to parity with `repeat` in tests/test_score.py.
+def _row(name: str, model_type: str = "", **tiny: Any) -> Language:
+    return Language(name, model_type or name, tiny)
+
+
+# Their attention goes by the 4-D mask and the positions it is given, and by nothing else. Each row is held to parity with
+# `repeat` in tests/test_score.py.
 LANGUAGES = (
-    Language("llama"),
-    Language("mistral", tiny={"sliding_window": None}),
-    Language("qwen2"),
-    Language("qwen3", tiny={"head_dim": 16}),
+    _row("llama"),  # SmolLM and SmolLM2 too
+    _row("mistral", sliding_window=None),
+    _row("qwen2"),  # Qwen2.5 too
+    _row("qwen3", head_dim=16),
+    _row("smollm3", num_hidden_layers=4, no_rope_layer_interval=2),  # every second layer here has no positions at all
+    _row("gemma", head_dim=16),
+    _row("olmo2"),
+    _row("phi"),
+    _row("phi3", original_max_position_embeddings=4096),  # Phi-3, 3.5 and Phi-4
+)
+
+# Their layers see by windows or carry a state along the row, so that branches in one row would see one another or lose their
+# trunk. Scored through `repeat`, and held to plain calls in tests/test_languages.py.
+ROW_BY_ROW = (
+    _row("mistral-windowed", "mistral", sliding_window=8),
+    _row("qwen2-windowed", "qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=1),
+    _row("phi3-windowed", "phi3", sliding_window=8),
+    _row("gemma3_text", head_dim=16, sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    _row("olmo3", sliding_window=8, layer_types=["sliding_attention", "full_attention"]),
+    _row("jamba", num_experts=1, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, mamba_dt_rank=4),
+    _row("lfm2", layer_types=["conv", "full_attention"]),
 )
 
 
-def language(model_type: str) -> Language:
-    """The row of an LLM's model type. Unknown ones get the nearest name."""
-    for row in LANGUAGES:
-        if row.model_type == model_type:
-            return row
-    known = [row.model_type for row in LANGUAGES]
-    near = get_close_matches(model_type, known, n=1) or known
-    raise BadInput(f"LLM family '{model_type}' is not in the table; nearest: {', '.join(near)}; a new one is one row in {__name__}")
+def language(name: str) -> Language:
+    """The row of a name. Unknown ones get the nearest."""
+    rows = {row.name: row for row in (*LANGUAGES, *ROW_BY_ROW)}
+    if name in rows:
+        return rows[name]
+    near = get_close_matches(name, rows, n=1) or list(rows)
+    raise BadInput(f"LLM family '{name}' is not in the table; nearest: {', '.join(near)}; a new one is one row in {__name__}")
 
 
-def refuse_branches(llm: PreTrainedConfig) -> None:
-    """Raise unless this LLM can hold several branches in one row: a `BadInput` that says why and names the way out.
+def backend(llm: PreTrainedConfig, asked: Backend) -> tuple[Backend, str | None]:
+    """The scorer backend that this LLM allows, and if it is not the one asked for, why: a clause that begins with "its"."""
+    reason = None if asked == "repeat" else _against_branches(llm)
+    return ("repeat", reason) if reason else (asked, None)
 
-    Windows are refused because a branch sits further from its trunk in the row than its positions say.
+
+def _against_branches(llm: PreTrainedConfig) -> str | None:
+    """Why several branches cannot share a row.
+
+    Windows are among the reasons because a branch sits further from its trunk in the row than its positions say.
     """
-    attention = llm._attn_implementation
-    layers = set(getattr(llm, "layer_types", None) or ["full_attention"])
-    if getattr(llm, "sliding_window", None) or layers != {"full_attention"}:
-        reason = "it attends through windows"
-    elif attention not in ("sdpa", "eager"):
-        reason = f"its attention '{attention}' takes no 4-D mask (sdpa and eager do)"
-    elif llm.model_type not in {row.model_type for row in LANGUAGES}:
-        reason = f"its family is not among the tested ({', '.join(row.model_type for row in LANGUAGES)})"
-    else:
-        return
-    raise BadInput(f"backend shared cannot score several responses with LLM '{llm.model_type}': {reason}; use backend: repeat")
+    known = sorted({row.model_type for row in LANGUAGES})
+    kinds, window = set(getattr(llm, "layer_types", None) or ()), getattr(llm, "sliding_window", None)
+    carrying = sorted(kind for kind in kinds if kind.startswith("linear") or not kind.endswith("attention"))
+    reached = window is not None and window < (getattr(llm, "max_position_embeddings", None) or float("inf"))
+    if carrying:
+        return f"its layers carry a state along the row ({', '.join(carrying)})"
+    if window and reached and kinds != {"full_attention"}:  # Qwen2 notes one beside layers that do not use it
+        return f"its attention has a window of {window} tokens"
+    if llm.model_type not in known:
+        return f"its family '{llm.model_type}' is not among the tested ({', '.join(known)})"
+    if llm._attn_implementation not in ("sdpa", "eager"):
+        return f"its attention '{llm._attn_implementation}' takes no 4-D mask (sdpa and eager do)"
+    return None

@@ -30,12 +30,13 @@ from pivot.files import hash_tensors, read_json, write_json
 from pivot.model import llm as llms
 from pivot.model.families import FAMILIES, context, family
 from pivot.model.languages import language
+from pivot.model.template import BASE, IMAGE
+from pivot.model.template import template as chosen
 from pivot.records import BadInput, Example, Tap, picture
 
 if TYPE_CHECKING:
     from pivot.records import Picture
 
-BASE = llms.BASE
 NOTES = "pivot.json"  # beside the stock files: the tap, and a hash of each part's weights
 # Of a Hub model; one of each line must be there.
 NEEDED = (("config.json",), ("model.safetensors", "model.safetensors.index.json"), ("processor_config.json", "preprocessor_config.json"))
@@ -66,7 +67,7 @@ class MLLM:
 
         Both are taken over, not copied. `layer`: where the tower is read, by default the encoder's own tap. `tokenizer`: needed
         only with an LLM that is given as a module. `template`: the chat template; by default ChatML where the tokenizer knows it,
-        else the tokenizer's own. `seed` decides the projector and any new embedding.
+        else the tokenizer's own; Jinja text or the path of a .jinja file. `seed` decides the projector and any new embedding.
         """
         if isinstance(encoder, str):
             encoder = Encoder.load(encoder, dtype=dtype)
@@ -77,9 +78,10 @@ class MLLM:
         tap = encoder.tap if layer is None else towers.default_tap(encoder.model.config, layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = llms.with_image_token(tokenizer, llm)
-            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[llms.IMAGE])
-        processor = _processor(encoder.model, encoder.processor, tokenizer, template or llms.template(tokenizer))
+            tokenizer = llms.with_image_token(tokenizer, llms.prepare(llm))
+            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[IMAGE])
+        llms.prove(llm, model)
+        processor = _processor(encoder.model, encoder.processor, tokenizer, chosen(tokenizer, template))
         model.generation_config = _generation_config(processor)
         return cls(model, processor, tap).to(dtype=dtype)
 
@@ -97,10 +99,13 @@ class MLLM:
             "num_attention_heads": 2,
             "num_key_value_heads": 1,
             "tie_word_embeddings": True,
+            "pad_token_id": base.tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": base.tokenizer.eos_token_id,
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            body = AutoModelForCausalLM.from_config(towers.CONFIG_MAPPING[llm](**{**config, **row.tiny}))
+            body = AutoModelForCausalLM.from_config(towers.CONFIG_MAPPING[row.model_type](**{**config, **row.tiny}))
         eyes = Encoder(tower, base.image_processor, towers.default_tap(tower.config))
         return cls.build(eyes, body, tokenizer=base.tokenizer, template=base.chat_template, seed=seed + 2)
 
@@ -266,7 +271,7 @@ def _processor(tower: PreTrainedModel, image_processor: Any, tokenizer: PreTrain
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy=row.strategy,
         num_additional_image_tokens=towers.prefix(tower.config),
-        image_token=llms.IMAGE,
+        image_token=IMAGE,
         chat_template=template,
     )
 

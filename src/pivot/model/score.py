@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pivot.data.collate import LabelMask, collate
+from pivot.model import languages
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
 from pivot.model.families import family
-from pivot.model.languages import refuse_branches
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Scorer(nn.Module):
         if backend not in get_args(Backend):
             raise BadInput(f"no scorer backend '{backend}'; known: {', '.join(get_args(Backend))}")
         self.model = mllm.model
-        self.backend: Backend = backend
+        # `fallback`: why it is not the backend that was asked for, if it is not.
+        self.backend, self.fallback = languages.backend(mllm.model.config.get_text_config(), backend)
         self.family = family(mllm.model.config)
         # Where FSDP cuts by default; it stumbles over names of modules that this model was built without, such as a pooling head.
         present = {type(module).__name__ for module in mllm.model.modules()}
@@ -102,7 +103,6 @@ class Scorer(nn.Module):
             embeds = embeds + self._blank().to(embeds.dtype)
         if not placement.branched:  # padding is on the right: nothing that counts can see it
             return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
-        refuse_branches(llm.config)
         mask = branch_mask(segment)
         if llm.config._attn_implementation == "eager":  # eager adds the mask; a boolean one would add 0 and 1, silently
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
