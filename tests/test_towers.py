@@ -10,10 +10,11 @@ from pivot.encoder import Encoder, towers
 from pivot.records import BadInput, Tap
 
 FAMILIES = [row.name for row in towers.FAMILIES]
+TAPS = [(-2, False), (-1, False), (-1, True), (1, False), (0, False)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize(("layer", "norm"), [(-2, False), (-1, False), (-1, True), (1, False)])
+@pytest.mark.parametrize(("layer", "norm"), TAPS)
 def test_idle_parameters_are_exactly_those_without_a_gradient(name: str, layer: int, norm: bool) -> None:
     encoder = Encoder.tiny(name, layer=layer).tapped(norm=norm)
     encoder.read(torch.randn(2, 3, 48, 48))[0].square().sum().backward()
@@ -27,11 +28,12 @@ def test_llavas_selection_keeps_the_patches_and_nothing_else(name: str) -> None:
     with torch.no_grad():
         tokens = model(torch.zeros(1, 3, 48, 48), output_hidden_states=True).hidden_states[-2]
     kept = tokens[:, 1:] if row.strategy == "default" else tokens
-    assert kept.shape[1] == tokens.shape[1] - row.prefix == 36
+    registers = towers.prefix(model.config) - row.prefix
+    assert kept.shape[1] - registers == tokens.shape[1] - towers.prefix(model.config) == 36
     assert towers.grid(model.config) == (6, 6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, "convnext", "qwen2_vl_vision"])
 def test_tiny_depends_on_its_seed_alone(name: str) -> None:
     before = torch.random.get_rng_state()
     first, again, other = (towers.tiny(name, seed=seed).state_dict() for seed in (3, 3, 4))
@@ -47,7 +49,15 @@ def test_a_row_is_found_by_name_model_type_or_config() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("siglp", "nearest: siglip"), ("dino2", "dinov2"), ("zzz", "known: siglip"), ("llava", "pivot detach"), ("vit_mae", "shuffles")],
+    [
+        ("siglp", "nearest: siglip"),
+        ("dino2", "dinov2"),
+        ("zzz", "known: siglip"),
+        ("llava", "pivot detach"),
+        ("qwen2_vl", "pivot detach"),
+        ("convnet", "convnext"),
+        ("vit_mae", "shuffles"),
+    ],
 )
 def test_names_that_cannot_be_used(name: str, said: str) -> None:
     with pytest.raises(BadInput, match=said) as error:

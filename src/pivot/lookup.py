@@ -13,6 +13,7 @@ from pivot.records import BadInput
 
 # What each folder's modules agree to export.
 EXPORTS = {
+    "encoder": "Tower",  # always dotted: the package's own are rows of a table
     "data": "read",
     "objective": "Objective",
     "reward": "reward",
@@ -43,7 +44,7 @@ def find(folder: str, name: str) -> Any:
             raise  # the module is there, one of its own imports is not
         known = names(folder)
         near = get_close_matches(name, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}" if known else "check that it can be imported"
         raise BadInput(f"no {folder} named '{name}'; {hint}") from None
     if getattr(getattr(module, export, None), "_is_protocol", False) or not hasattr(module, export):  # a protocol says what others are
         raise BadInput(f"{module_name} has no '{export}'; a module of {folder}/ must export it")

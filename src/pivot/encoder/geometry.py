@@ -12,6 +12,11 @@ from pivot.records import BadInput
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
+# ConvNeXt's image processor names its output by one edge: from 384 pixels on the picture is warped to that square, below it the
+# shortest edge is brought to edge / crop_pct, and the square is cut out of its middle.
+SQUARE_ONLY = "crop_pct"
+WARPED = 384
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -25,6 +30,9 @@ class Geometry:
     def of(cls, processor: BaseImageProcessor, grid: tuple[int, int]) -> Self:
         """Read it off an image processor."""
         facts = processor.to_dict()
+        if facts.get(SQUARE_ONLY) is not None:
+            edge = facts["size"]["shortest_edge"]
+            return cls(grid, (edge, edge), None) if edge >= WARPED else cls(grid, int(edge / facts[SQUARE_ONLY]), (edge, edge))
         resized = None
         if facts.get("do_resize"):
             resized = facts["size"].get("shortest_edge") or _sides(facts["size"])
@@ -54,6 +62,8 @@ class Geometry:
 def output_size(processor: BaseImageProcessor) -> tuple[int, int]:
     """Height and width of what an image processor gives. One that follows each picture's own shape is a `BadInput`."""
     facts = processor.to_dict()
+    if facts.get(SQUARE_ONLY) is not None and facts["size"].get("shortest_edge"):
+        return (facts["size"]["shortest_edge"],) * 2
     size = facts.get("crop_size") if facts.get("do_center_crop") else facts.get("size")
     if not size or not size.get("height") or not size.get("width"):
         what = f"image processor {type(processor).__name__} has no fixed output size"
