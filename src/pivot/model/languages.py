@@ -40,6 +40,9 @@ LANGUAGES = (
     _row("phi3", original_max_position_embeddings=4096),  # Phi-3, 3.5 and Phi-4
 )
 
+# LLMs that exist only inside an MLLM; they obey branches, too, and are held to it in tests/test_families.py.
+INSIDE = ("qwen2_vl_text", "qwen2_5_vl_text")
+
 # Their layers see by windows or carry a state along the row, so that branches in one row would see one another or lose their
 # trunk. Scored through `repeat`, and held to plain calls in tests/test_languages.py.
 ROW_BY_ROW = (
@@ -73,7 +76,7 @@ def _against_branches(llm: PreTrainedConfig) -> str | None:
 
     Windows are among the reasons because a branch sits further from its trunk in the row than its positions say.
     """
-    known = sorted({row.model_type for row in LANGUAGES})
+    known = sorted({*(row.model_type for row in LANGUAGES), *INSIDE})
     kinds, window = set(getattr(llm, "layer_types", None) or ()), getattr(llm, "sliding_window", None)
     carrying = sorted(kind for kind in kinds if kind.startswith("linear") or not kind.endswith("attention"))
     reached = window is not None and window < (getattr(llm, "max_position_embeddings", None) or float("inf"))

@@ -6,11 +6,12 @@ import re
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -33,10 +34,10 @@ AFTER_THE_HEAD = {"final_logit_softcapping": None, "logits_scaling": 1.0, "logit
 
 
 class Place(NamedTuple):
-    """Where an LLM lies: a folder or a Hub name, a GGUF file in it if that is what was asked for, and whether all is on this machine."""
+    """Where an LLM lies: a folder, a Hub name or a GGUF file, and whether all of it is on this machine."""
 
     where: str
-    gguf: str | None = None
+    gguf: bool = False
     here: bool = True
 
 
@@ -45,26 +46,38 @@ def load(source: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     What it came from is noted in the LLM's config as `pivot_source`, and so travels into an MLLM's config.json.
     """
-    place = _place(source)
-    options: dict[str, Any] = {"local_files_only": place.here, "trust_remote_code": False}
-    if place.gguf:
-        options["gguf_file"] = place.gguf
+    place, notes = _place(source), {"name": source}
+    if not place.gguf:
+        llm, tokenizer = _open(source, place.where, dtype, local_files_only=place.here)
+    else:
+        with TemporaryDirectory() as alone:  # transformers mixes a GGUF's tokenizer with files that lie beside it
+            (Path(alone) / "model.gguf").symlink_to(Path(place.where).resolve())
+            llm, tokenizer = _open(source, alone, dtype, local_files_only=True, gguf_file="model.gguf")
+        notes |= _quantised(place.where)
+    llm.config._name_or_path = source
+    llm.config.pivot_source = notes
+    return llm, tokenizer
+
+
+def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    dense = getattr(transformers, "GgufConfig", None) if "gguf_file" in options else None  # newer ones can keep weights packed
+    weights: dict[str, Any] = {"dtype": getattr(torch, dtype), "weights_only": True, "trust_remote_code": False}
+    # What is missing or of another shape is said below, in a line of our own.
+    weights |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    if dense is not None:
+        weights["quantization_config"] = dense(dequantize=True)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(place.where, **options)
-            _refuse(config, source)
-            found: Any = AutoModelForCausalLM.from_pretrained(
-                place.where, dtype=getattr(torch, dtype), weights_only=True, output_loading_info=True, **options, **_dense(place)
-            )
+            _refuse(AutoConfig.from_pretrained(where, trust_remote_code=False, **options), source)
+            found: Any = AutoModelForCausalLM.from_pretrained(where, **weights, **options)
             llm, report = found
-            tokenizer = AutoTokenizer.from_pretrained(place.where, **options)
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     except BadInput:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as failed:
+    except Exception as failed:  # broken files raise whatever their readers run into: struct.error, UnpicklingError, KeyError, ...
         raise BadInput(f"cannot open LLM {source}: {first_line(failed)}") from failed
-    if lacking := sorted(report["missing_keys"]):
-        raise BadInput(f"LLM {source}: {len(lacking)} tensors are not in its weights, the first is {lacking[0]}; get the full checkpoint")
-    llm.config.pivot_source = {"name": source, **_quantised(place)}
+    if lacking := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
+        raise BadInput(f"LLM {source}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; get the full checkpoint")
     return llm, tokenizer
 
 
@@ -79,10 +92,11 @@ def _place(source: str) -> Place:
         if PART.search(source):
             raise BadInput(f"LLM {source}: this is one of several parts; make them one with `llama-gguf-split --merge`")
         if path.is_file():
-            return Place(str(path.parent), path.name)
+            return Place(source, gguf=True)
         if source.startswith("hf:") and source.count("/") >= 2:
             owner, name, file = source.removeprefix("hf:").split("/", 2)
-            return Place(f"{owner}/{name}", file, reach(f"{owner}/{name}", ((file,),)))
+            here = reach(f"{owner}/{name}", ((file,),))
+            return Place(hf_hub_download(f"{owner}/{name}", file, local_files_only=here), gguf=True)
     elif path.is_dir():
         missing = [names[0] for names in NEEDED if not any((path / name).is_file() for name in names)]
         inside = sorted(file.name for file in path.glob("*.gguf"))
@@ -104,25 +118,12 @@ def _advice(path: Path) -> str:
     return "check the path, or write hf:OWNER/NAME or hf:OWNER/NAME/FILE.gguf for a model of the Hub"
 
 
-# ---- GGUF
-
-
-def _dense(place: Place) -> dict[str, Any]:
-    """Newer transformers can keep GGUF weights packed, which cannot be trained; older ones always unpack."""
-    config = getattr(transformers, "GgufConfig", None)
-    return {"quantization_config": config(dequantize=True)} if place.gguf and config is not None else {}
-
-
-def _quantised(place: Place) -> dict[str, str]:
+def _quantised(file: str) -> dict[str, str]:
     """The type in which a GGUF file keeps most of its weights, unless that is a plain number."""
-    if place.gguf is None:
-        return {}
     from gguf import GGUFReader
-    from huggingface_hub import hf_hub_download
 
-    file = Path(place.where) / place.gguf
     sizes: dict[str, int] = {}
-    for tensor in GGUFReader(file if file.is_file() else hf_hub_download(place.where, place.gguf, local_files_only=True)).tensors:
+    for tensor in GGUFReader(file).tensors:
         sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     kind = max(sizes, key=lambda name: sizes[name])
     return {} if kind in ("F32", "F16", "BF16") else {"dequantised": kind}
