@@ -317,6 +317,9 @@ def test_coverage_follows_resize_and_crop(shape: tuple[int, int]) -> None:
         geometry = Geometry.of(processor, (12, 12))
         assert np.abs(geometry.coverage(mask) - seen_by(processor, mask, 8)).max() < 0.06
         assert geometry.coverage(np.ones(shape, bool)) == pytest.approx(1)
+    odd = Encoder.tiny("dinov2", pixels=92)
+    assert odd.geometry.grid == (11, 11) and odd.geometry.share == (88 / 92, 88 / 92)
+    assert np.abs(odd.geometry.coverage(mask) - seen_by(odd.processor, mask, 8)).max() < 0.06
     whole = Geometry.of(straight, (12, 12)).coverage(mask)
     assert whole.mean() == pytest.approx(mask.mean()), "areas are kept exactly"
 

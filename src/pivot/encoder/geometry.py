@@ -25,18 +25,22 @@ class Geometry:
     grid: tuple[int, int]
     resized: tuple[int, int] | int | None  # to a size, to a shortest edge, or not at all
     cropped: tuple[int, int] | None  # around the centre; larger than the picture means padded
+    share: tuple[float, float] = (1.0, 1.0)  # of what comes out that the grid lies on; a remainder at its end fills no patch
 
     @classmethod
-    def of(cls, processor: BaseImageProcessor, grid: tuple[int, int]) -> Self:
-        """Read it off an image processor."""
+    def of(cls, processor: BaseImageProcessor, grid: tuple[int, int], patch: int | None = None) -> Self:
+        """Read it off an image processor. `patch`: the side of a square patch, if the grid is of such."""
+        height, width = output_size(processor)
+        share = (grid[0] * patch / height, grid[1] * patch / width) if patch else (1.0, 1.0)
         facts = processor.to_dict()
         if facts.get(SQUARE_ONLY) is not None:
             edge = facts["size"]["shortest_edge"]
-            return cls(grid, (edge, edge), None) if edge >= WARPED else cls(grid, int(edge / facts[SQUARE_ONLY]), (edge, edge))
+            warped = edge >= WARPED
+            return cls(grid, (edge, edge) if warped else int(edge / facts[SQUARE_ONLY]), None if warped else (edge, edge), share)
         resized = None
         if facts.get("do_resize"):
             resized = facts["size"].get("shortest_edge") or _sides(facts["size"])
-        return cls(grid, resized, _sides(facts["crop_size"]) if facts.get("do_center_crop") else None)
+        return cls(grid, resized, _sides(facts["crop_size"]) if facts.get("do_center_crop") else None, share)
 
     def window(self, height: int, width: int) -> tuple[float, float, float, float]:
         """The part of a picture that the encoder sees, in the picture's own pixels: top, left, bottom, right."""
@@ -54,8 +58,8 @@ class Geometry:
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """The share of each patch that a mask (H, W) of the picture covers: (h, w) in 0..1. Exact areas, no resampling."""
         top, left, bottom, right = self.window(*mask.shape)
-        rows = _overlap(mask.shape[0], self.grid[0], top, bottom)
-        columns = _overlap(mask.shape[1], self.grid[1], left, right)
+        rows = _overlap(mask.shape[0], self.grid[0], top, top + (bottom - top) * self.share[0])
+        columns = _overlap(mask.shape[1], self.grid[1], left, left + (right - left) * self.share[1])
         return rows @ mask.astype(np.float64) @ columns.T
 
 

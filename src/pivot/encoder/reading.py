@@ -110,7 +110,12 @@ def _unpacked(model: PreTrainedModel, pixel_values: torch.Tensor, tap: Tap, stop
     # (B, C, H, cell, side, W, cell, side) -> cells in raster order, the patches of a cell together; a picture is a still of `frames`
     patches = seen.permute(0, 2, 5, 3, 6, 1, 4, 7).flatten(0, 4)[:, :, None].expand(-1, -1, frames, -1, -1).flatten(1)
     sizes = torch.tensor([[1, h, w]] * images, device=pixel_values.device)
-    row = _passing(model, tap, stop, patches, sizes)  # (N, D)
+    return in_raster_order(config, _passing(model, tap, stop, patches, sizes), images, (h, w))
+
+
+def in_raster_order(config: PreTrainedConfig, row: torch.Tensor, images: int, grid: tuple[int, int]) -> torch.Tensor:
+    """(N, D) as such a tower keeps the patches of images of one size -> (B, P, D)."""
+    (h, w), cell = grid, config.spatial_merge_size
     cells = row.unflatten(0, (images, -1, cell * cell))
     cells = cells[:, _window_order(config, h // cell, w // cell).to(row.device).argsort()]
     return cells.unflatten(1, (h // cell, w // cell)).unflatten(3, (cell, cell)).transpose(2, 3).flatten(1, 4)

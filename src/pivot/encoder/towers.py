@@ -50,7 +50,7 @@ class Family:
 
 
 # A convolutional network's layers are its stages; the last is read, since nothing after it was trained to undo it.
-_CNN = Family("", "", 0, "full", None, "ConvNextImageProcessor", layout="map", layer=-1, any_size=True)
+_CNN = Family("", "", 0, "full", None, "BitImageProcessor", layout="map", layer=-1, any_size=True)
 _PACKED = Family("", "", 0, "full", None, "CLIPImageProcessor", layout="packed", layer=-1, head="merger", any_size=True)
 _SMALL_CNN = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2]}
 _SMALL_TIMM = {"architecture": "test_convnext", "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32], "output_stride": 8}}
