@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pivot.encoder import formats, names, outside, reading, resize, source, towers
 from pivot.encoder import projector as projectors
-from pivot.encoder import source, towers
 from pivot.encoder.geometry import Geometry, output_size
+from pivot.encoder.tower import Member, PivotTower, join
 from pivot.files import hash_json, hash_tensors, read_json, whole_folder, write_json
 from pivot.records import BadInput, Tap, picture
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 At = Literal["encoder", "projector"]
 TAP_FILE = "tap.json"
-WEIGHTS_FILE = "model.safetensors"
 PROJECTOR_FILE = "projector.safetensors"
 
 
@@ -40,13 +40,6 @@ class Features:
     tokens: torch.Tensor
     pooled: torch.Tensor
     grid: tuple[int, int]
-
-
-class _Reached(Exception):
-    """Carries the hidden state out of a forward pass that has come to the tap."""
-
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.hidden = hidden
 
 
 @dataclass(eq=False)
@@ -72,28 +65,81 @@ class Encoder:
             raise BadInput(f"pooling 'class': {self.family.name} has no class token; use pooling 'mean'")
 
     @classmethod
-    def load(cls, name: str | Path, *, tap: Tap | None = None, dtype: str = "float32") -> Self:
-        """Open `hf:ID`, a transformers folder, or a detached encoder's folder, whose tap and weight hash are then read too.
+    def load(cls, name: str | Path, *, tap: Tap | None = None, dtype: str = "float32", pixels: int | tuple[int, int] | None = None) -> Self:
+        """Open `hf:ID`, a transformers folder, a detached encoder's folder, or a tower of one's own as `package.module:NAME`.
 
-        A combined image-text model gives its vision part alone. Bad names, missing or changed weights are a `BadInput`.
+        `NAME@LAYER` chooses where it is read. `A + B` is an ensemble: its features are interpolated to A's grid, or to the one in
+        `A + B -> 24x24`, and joined on channels. A combined image-text model gives its vision part alone; what stock LLaVA cannot
+        hold comes as a `pivot_tower`. `pixels` (one number, or height and width) sets another image size than the source's own.
+        A detached encoder's tap and weight hash are read too. Bad names, missing or changed weights are a `BadInput`.
         """
-        config, model, processor = source.load(str(name), dtype)
-        folder = Path(name)
-        if not (folder / TAP_FILE).is_file():
-            return cls(model, processor, tap or towers.default_tap(config))
-        try:
-            stored = read_json(folder / TAP_FILE)
-            _check_hash(folder / WEIGHTS_FILE, stored["weights"])
-            projector = _load_projector(folder, stored["projector"], model.dtype)
-            return cls(model, processor, tap or Tap(**stored["tap"]), projector)
-        except (KeyError, TypeError) as error:
-            raise BadInput(f"{folder / TAP_FILE} is not what this version writes ({error}); detach the encoder again") from None
+        named = names.parse(str(name))
+        opened = [cls._load(part.name, part.layer, dtype, pixels) for part in named.parts]
+        encoder = opened[0] if len(opened) == 1 and not named.grid else cls.join(opened, named.grid)
+        return encoder if tap is None else replace(encoder, tap=tap)
 
     @classmethod
-    def tiny(cls, name: str, *, pixels: int = 48, layer: int = -2, seed: int = 0, **sizes: int) -> Self:
-        """A small encoder of any family of the table, with random weights."""
+    def _load(cls, name: str, layer: int | None, dtype: str, pixels: int | tuple[int, int] | None) -> Self:
+        config, model, processor = outside.load(name, dtype) if outside.is_dotted(name) else source.load(name, dtype)
+        tap, projector = None, None
+        folder = Path(name)
+        if (folder / TAP_FILE).is_file():
+            try:
+                stored = read_json(folder / TAP_FILE)
+                _check_hash(folder / formats.FORMATS[stored.get("layout", "hf")].WEIGHTS_FILE, stored["weights"])
+                projector = _load_projector(folder, stored["projector"], model.dtype)
+                tap = Tap(**stored["tap"])
+            except (KeyError, TypeError) as error:
+                raise BadInput(f"{folder / TAP_FILE} is not what this version writes ({error}); detach the encoder again") from None
+        row = towers.family(config)
+        if row.traced and tap is None:
+            tap = Tap(layer=row.layer if layer is None else layer)  # checked as soon as its stages have been counted
+        elif tap is None or layer is not None:
+            tap = towers.default_tap(config, layer)
+        if pixels is not None:
+            model, processor = resize.resized(model, processor, resize.sides(pixels))
+        if row.layout == "map":
+            return cls._joined([Member.of(model, processor, tap)], processor)
+        return cls(model, processor, tap, projector).fitting()
+
+    @classmethod
+    def join(cls, encoders: Sequence[Self], grid: tuple[int, int] | None = None) -> Self:
+        """An ensemble: each encoder read at its own tap, on the first one's grid or another, joined on channels.
+
+        Pictures go through the first one's image processor. Models are taken over, not copied; projectors are left behind.
+        """
+        return cls._joined([part for encoder in encoders for part in encoder.members()], encoders[0].processor, grid)
+
+    @classmethod
+    def _joined(cls, members: Sequence[Member], processor: BaseImageProcessor, grid: tuple[int, int] | None = None) -> Self:
+        tower = join(members, grid)
+        return cls(tower, processor, towers.default_tap(tower.config))
+
+    def fitting(self) -> Self:
+        """This encoder as stock LLaVA can hold it: itself, or a `pivot_tower` of it alone."""
+        return self if self.family.layout in ("tokens", "joined") else self.join([self])
+
+    def resized(self, pixels: int | tuple[int, int]) -> Self:
+        """The same encoder for images of another size, one number or height and width; itself at its own size."""
+        model, processor = resize.resized(self.model, self.processor, resize.sides(pixels))
+        return replace(self, model=model, processor=processor, inside=None)
+
+    def members(self) -> list[Member]:
+        """What an ensemble takes of this encoder: itself with its tap, or its own members."""
+        if isinstance(self.model, PivotTower):
+            return self.model.parts()
+        return [Member.of(self.model, self.processor, self.tap)]
+
+    @classmethod
+    def tiny(cls, name: str, *, pixels: int = 48, layer: int | None = None, seed: int = 0, **sizes: int) -> Self:
+        """A small encoder of any family of the tables, with random weights. A `pivot_tower` is one of SigLIP and ConvNeXt."""
+        if name == "pivot_tower":
+            return cls.join([cls.tiny("siglip", pixels=pixels, seed=seed, **sizes), cls.tiny("convnext", pixels=pixels, seed=seed)])
         model = towers.tiny(name, pixels=pixels, seed=seed, **sizes)
-        return cls(model, source.square_processor(model.config, pixels), towers.default_tap(model.config, layer))
+        processor, row = source.square_processor(model.config, pixels), towers.family(name)
+        if row.layout == "tokens":
+            return cls(model, processor, towers.default_tap(model.config, layer))
+        return cls._joined([Member.of(model, processor, Tap(layer=row.layer if layer is None else layer))], processor)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -103,7 +149,8 @@ class Encoder:
     @property
     def geometry(self) -> Geometry:
         """Where a picture's pixels land on that grid."""
-        return Geometry.of(self.processor, self.grid)
+        patch = None if self.family.layout == "joined" else self.model.config.patch_size
+        return Geometry.of(self.processor, self.grid, patch)
 
     @property
     def left_out(self) -> tuple[str, ...]:
@@ -124,21 +171,7 @@ class Encoder:
 
     def hidden(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The hidden state at the tap, prefix included: (B, T, D). Nothing above the tap is run. Gradients flow if enabled."""
-        below, blocks = towers.depth(self.model.config, self.tap), towers.blocks(self.model)
-
-        def stop(_module: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> None:
-            reached = inputs[0] if below == 0 else output
-            raise _Reached(reached[0] if isinstance(reached, tuple) else reached)
-
-        # The hook ends the pass by an exception: it spares the blocks above and works for every family alike.
-        handle = blocks[0].register_forward_pre_hook(stop) if below == 0 else blocks[below - 1].register_forward_hook(stop)
-        try:
-            self.model(pixel_values)
-        except _Reached as reached:
-            hidden = reached.hidden
-        finally:
-            handle.remove()
-        return towers.final_norm(self.model)(hidden) if self.tap.norm else hidden
+        return reading.hidden(self.model, pixel_values, self.tap)
 
     def read(self, pixel_values: torch.Tensor, at: At = "encoder") -> tuple[torch.Tensor, torch.Tensor]:
         """Patch tokens (B, P, D) and pooled features (B, D) of processed images."""
@@ -177,7 +210,7 @@ class Encoder:
         """sha256 over everything that features depend on: weights, config, processor, tap, projector."""
         config = self.model.config.to_dict()
         processor = self.processor.to_dict()
-        passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out", "processor_class"}
+        passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out", "pivot_source", "processor_class"}
         parts = {
             "config": {k: str(v) if k in ("dtype", "torch_dtype") else v for k, v in config.items() if k not in passing},
             "processor": {k: v for k, v in processor.items() if k not in passing},
@@ -192,11 +225,10 @@ class Encoder:
         with whole_folder(folder) as unfinished:
             self.write(unfinished)
 
-    def write(self, folder: Path) -> None:
-        """Write the files of `save` into an existing folder, one by one."""
-        with source.quiet():
-            self.model.save_pretrained(folder, max_shard_size="1TB")
-            self.processor.save_pretrained(folder)
+    def write(self, folder: Path, to: str = "hf") -> list[str]:
+        """Write the files of `save` into an existing folder, in a library's layout; returns what that layout cannot say."""
+        form = formats.FORMATS[to]
+        lost = form.write(self, folder)
         kept = None
         if self.projector is not None:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.projector.state_dict().items()}
@@ -204,12 +236,14 @@ class Encoder:
             kept = {**projectors.describe(self.projector), "weights": hash_tensors(state)}
         facts = {
             "family": self.family.name,
+            "layout": to,
             "tap": asdict(self.tap),
-            "weights": hash_tensors(load_file(folder / WEIGHTS_FILE)),
+            "weights": hash_tensors(load_file(folder / form.WEIGHTS_FILE)),
             "projector": kept,
             "left_out": self.left_out,
         }
         write_json(folder / TAP_FILE, facts)
+        return lost
 
     def tapped(self, **changes: Any) -> Self:
         """The same encoder read elsewhere, for example `tapped(layer=-1, norm=True)`. Weights are shared."""

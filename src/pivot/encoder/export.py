@@ -1,4 +1,4 @@
-"""Take an encoder out: a folder in transformers' own format, and the proof that its features are those inside the MLLM."""
+"""Take an encoder out: a folder in a library's own layout, and the proof that its features are those inside the MLLM."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
-from pivot.encoder import source, towers
+from pivot.encoder import formats, towers
 from pivot.encoder.encoder import Encoder
 from pivot.files import whole_folder, write_json
 from pivot.records import BadInput, picture
@@ -23,13 +22,25 @@ if TYPE_CHECKING:
     from pivot.records import Picture
 
 PARITY_FILE = "parity.json"
+# transformers computes what it computed in the MLLM, bit for bit. Other libraries add and multiply in another order: this share of
+# the largest feature is what float32 loses by that, and a thousandth of what a wrong activation or a swapped tensor makes.
+TOLERANCE = 1e-5
+
+VOID = {
+    "text tower": "zero-shot use with it is void",
+    "projection": "there are no embeddings to compare with text",
+    "classification head": "it says no classes",
+    "decoder": "it paints no pictures",
+}
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far a folder's features are from those of the model it came out of, and what in it is stale."""
 
-    difference: float  # largest absolute difference of a token, through plain transformers
+    difference: float  # largest absolute difference of a token, through the library alone
+    tolerance: float  # what it may be: nothing through transformers, rounding through the others
+    pixel_difference: float  # of what the library's own transform gives; unless it is 0, features are compared on the same pixels
     projector_difference: float | None  # the same behind the projector, through this package
     against: str  # "mllm": what the MLLM feeds its projector; "encoder": the encoder in memory
     read: str  # the expression that gives the features
@@ -37,6 +48,7 @@ class Parity:
     shape: tuple[int, ...]  # of the compared tokens (B, P, D)
     dtype: str
     device: str
+    layout: str
     through: str
     truncated: bool
     stale: tuple[str, ...]
@@ -44,56 +56,77 @@ class Parity:
     @property
     def exact(self) -> bool:
         """Whether not one bit of a feature changed."""
-        return self.difference == 0 and self.projector_difference in (None, 0)
+        return self.difference == 0 and self.pixel_difference == 0 and self.projector_difference in (None, 0)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the folder is that encoder: features differ by rounding at most."""
+        return self.difference <= self.tolerance and (self.projector_difference or 0) <= self.tolerance
 
 
-def export(encoder: Encoder, folder: str | Path, images: Sequence[Picture] | None = None, *, truncate: bool = False) -> Parity:
+def export(
+    encoder: Encoder, folder: str | Path, images: Sequence[Picture] | None = None, *, truncate: bool = False, to: str | None = None
+) -> Parity:
     """Write the folder whole, `parity.json` included. `truncate` leaves out the blocks above the tap.
 
-    The comparison opens the folder with plain `AutoModel` and `AutoImageProcessor`; without images it uses noise of several sizes.
+    `to` is the library whose layout it has, by default the one that the encoder came from. The comparison opens the folder with
+    that library alone; without images it uses noise of several sizes.
     """
+    library = home(encoder) if to is None else to
+    form = formats.named(library, f"--to {library}: no such layout")
+    if why := form.refusal(encoder.family.name):
+        raise BadInput(f"a {encoder.family.name} cannot go to {library}: {why}; use --to hf")
     pictures = list(noise(encoder.grid)) if images is None else [picture(image) for image in images]
     out = truncated(encoder) if truncate else encoder
     with whole_folder(folder) as unfinished:
-        out.write(unfinished)
-        parity = _compare(encoder, out, unfinished, pictures)
-        write_json(unfinished / PARITY_FILE, {**asdict(parity), "exact": parity.exact})
+        lost = out.write(unfinished, library)
+        parity = _compare(encoder, out, unfinished, pictures, library, lost)
+        write_json(unfinished / PARITY_FILE, {**asdict(parity), "exact": parity.exact, "holds": parity.holds})
     return parity
 
 
-def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Image.Image]) -> Parity:
-    device = encoder.model.device
+def home(encoder: Encoder) -> str:
+    """The library whose layout an encoder came in; transformers' where it has no place in that."""
+    library = getattr(encoder.model.config, "pivot_source", {}).get("library", "hf")
+    return library if formats.FORMATS[library].refusal(encoder.family.name) is None else "hf"
+
+
+def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Image.Image], library: str, lost: Sequence[str]) -> Parity:
+    form, device, dtype = formats.FORMATS[library], encoder.model.device, encoder.model.dtype
     tokens, projected = _inside(encoder, images)
-    with torch.no_grad(), source.quiet():
-        model = AutoModel.from_pretrained(folder).to(device).eval()
-        pixels = AutoImageProcessor.from_pretrained(folder, backend=source.PIXELS)(images=images, return_tensors="pt")["pixel_values"]
-        found = model(pixels.to(device, model.dtype), output_hidden_states=True).hidden_states[out.tap.layer]
-        found = towers.final_norm(model)(found) if out.tap.norm else found
+    seen = encoder.pixels(images)
+    theirs = form.pixels(folder, images).to(device, dtype)
+    # Where the library resizes otherwise, features are compared on the same pixels, and the pixels are compared by themselves.
+    pixel_difference = _largest(theirs, seen)
+    found, read = form.read(folder, theirs if pixel_difference == 0 else seen, out.tap)
     behind = None
     if encoder.projector is not None and projected is not None:
-        reopened = Encoder.load(folder, dtype=str(model.dtype).removeprefix("torch.")).to(device)
+        reopened = Encoder.load(folder, dtype=str(dtype).removeprefix("torch.")).to(device)
         behind = _largest(reopened.features(images, "projector", len(images)).tokens, projected)
-    tap = out.tap
-    expression = f"{out.family.norm}(hidden_states[{tap.layer}])" if tap.norm else f"hidden_states[{tap.layer}]"
     return Parity(
-        difference=_largest(found[:, tap.prefix :], tokens),
+        difference=_largest(found, tokens),
+        tolerance=0.0 if library == "hf" else TOLERANCE * max(1.0, tokens.abs().max().item()),
+        pixel_difference=pixel_difference,
         projector_difference=behind,
         against="encoder" if encoder.inside is None else "mllm",
-        read=f"{expression}[:, {tap.prefix}:]",
+        read=read,
         images=len(images),
         shape=tuple(tokens.shape),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(dtype).removeprefix("torch."),
         device=device.type,
-        through=f"transformers {transformers.__version__}, {type(model).__name__}",
+        layout=library,
+        through=form.version(),
         truncated=out is not encoder,
-        stale=tuple(stale(out)),
+        stale=(*stale(out), *lost),
     )
 
 
 def _inside(encoder: Encoder, images: Sequence[Image.Image]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Tokens in front of the projector and behind it, as the MLLM computes them; without one, as the encoder in memory does."""
+    """Patches in front of the projector and behind it, as the MLLM computes them; without one, as the encoder in memory does."""
     if encoder.inside is not None:
-        return encoder.inside(images)
+        rows, columns = encoder.grid
+        tokens, projected = encoder.inside(images)
+        return tokens[:, -rows * columns :], projected[:, -rows * columns :]  # registers go to the LLM as well, and are no patches
     tokens = encoder.features(images, batch=len(images)).tokens
     return tokens, None if encoder.projector is None else encoder.features(images, "projector", len(images)).tokens
 
@@ -143,7 +176,7 @@ def stale(encoder: Encoder) -> list[str]:
     if any(name.rpartition(".")[2] == row.head for name in unread):
         found.append(f"{row.head}: the pooling head, as before training; pooler_output does not follow the trained blocks")
     for part in encoder.left_out:
-        consequence = "zero-shot use with it is void" if part == "text tower" else "there is no pooler_output"
+        consequence = VOID.get(part, "there is no pooler_output")
         found.append(f"{part}: left behind in the source and no longer matching this encoder; {consequence}")
     return found
 

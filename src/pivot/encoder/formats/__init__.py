@@ -1,0 +1,48 @@
+"""The layouts that encoders come in and go out in: one file a library.
+
+Each format exports `opened(name or folder, dtype)`, `refusal(family)`, `write(encoder, folder)`, `WEIGHTS_FILE`, and two
+functions that use the library alone: `pixels(folder, images)` and `read(folder, pixel_values, tap)`.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+
+from pivot.encoder import towers
+from pivot.encoder.formats import hf, open_clip, timm
+from pivot.files import read_json
+from pivot.records import BadInput
+
+FORMATS: dict[str, ModuleType] = {"hf": hf, "timm": timm, "open_clip": open_clip}
+WRITTEN = {"hf": "hf:ID", "timm": "timm:NAME", "open_clip": "open_clip:MODEL/TAG"}
+
+
+def named(prefix: str, said: str) -> ModuleType:
+    """The format of a prefix or of `--to`; a wrong one gets the nearest."""
+    if prefix not in FORMATS:
+        near = get_close_matches(prefix, FORMATS, n=1) or list(FORMATS)
+        raise BadInput(f"{said}; nearest: {', '.join(WRITTEN[name] for name in near)}, or give a folder")
+    return FORMATS[prefix]
+
+
+def of_folder(folder: Path) -> ModuleType:
+    """The format of a folder, recognised by its files."""
+    if (folder / open_clip.CONFIG_FILE).is_file():
+        return open_clip
+    config = folder / "config.json"
+    if config.is_file():
+        facts = read_json(config)
+        if isinstance(facts, dict) and "architecture" in facts and "model_type" not in facts:
+            return timm
+    return hf
+
+
+def table() -> dict[tuple[str, str], bool | str]:
+    """What goes where: (family, library) to True, or to the reason why it cannot. A True cell may still refuse an odd shape."""
+    found: dict[tuple[str, str], bool | str] = {}
+    for row in (*towers.FAMILIES, towers.family("pivot_tower")):
+        for library, form in FORMATS.items():
+            found[row.name, library] = form.refusal(row.name) or True
+    return found

@@ -1,0 +1,123 @@
+"""transformers' own layout: config.json, model.safetensors, preprocessor_config.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
+
+from pivot.encoder import towers
+from pivot.encoder.hub import PIXELS, quiet, reach, reason
+from pivot.records import BadInput, Tap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+    from pivot.encoder.encoder import Encoder
+
+    Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
+
+LIBRARY = "transformers"
+WEIGHTS_FILE = "model.safetensors"
+SAFE = (WEIGHTS_FILE, "model.safetensors.index.json")
+# One of each line must be there. Torch files are opened by transformers with weights_only=True.
+NEEDED = (
+    ("config.json",),
+    (*SAFE, "pytorch_model.bin", "pytorch_model.bin.index.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+)
+
+
+def opened(where: str | Path, dtype: str) -> Parts:
+    """A folder that transformers saved, or a model of the Hub by its name."""
+    if isinstance(where, str):
+        local = reach(where, NEEDED)
+        safe = not local or any(isinstance(try_to_load_from_cache(where, file), str) for file in SAFE)
+        config, model, processor = _open(where, dtype, safe, local_files_only=local)
+        config.pivot_source = {"library": "hf", "name": where}
+        return config, model, processor
+    missing = [names[0] for names in NEEDED if not any((where / name).is_file() for name in names)]
+    if missing:
+        raise BadInput(f"encoder folder {where}: {', '.join(missing)} not found; give a folder that transformers saved")
+    return _open(str(where), dtype, any((where / file).is_file() for file in SAFE), local_files_only=True)
+
+
+def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a head that the file lacks gets the same random weights every time
+            config = vision_config(AutoConfig.from_pretrained(name, **options))
+            model, report = AutoModel.from_pretrained(
+                name, config=config, dtype=dtype, use_safetensors=safe, output_loading_info=True, **options
+            )
+            processor = AutoImageProcessor.from_pretrained(name, backend=PIXELS, **options)
+    except BadInput:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BadInput(f"encoder {name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # pickle's own error is not a ValueError; whatever a foreign file raises is one line
+        raise BadInput(f"encoder {name} cannot be opened: {reason(error)}; get it as safetensors") from None
+    head = towers.family(config).head
+    missing = sorted(key for key in report["missing_keys"] if head is None or f"{head}." not in f".{key}")
+    if missing:
+        raise BadInput(f"encoder {name}: {len(missing)} tensors are not in its weights, the first is {missing[0]}; get the full checkpoint")
+    if any(key.startswith("classifier.") for key in report["unexpected_keys"]):
+        config.pivot_left_out = [*getattr(config, "pivot_left_out", []), "classification head"]
+    return config, model.eval(), processor
+
+
+def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of the encoder alone. A masked autoencoder's is a plain ViT.
+
+    As `ViTMAEModel` it would shuffle its patches at every call, even with nothing masked, and its positions never train.
+    """
+    if config.model_type != "vit_mae":
+        return towers.vision_config(config)
+    shared = ViTConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    plain = ViTConfig(**{key: value for key, value in config.to_dict().items() if key in shared})
+    plain.pivot_left_out = [*getattr(config, "pivot_left_out", []), "decoder"]
+    return plain
+
+
+def refusal(family: str) -> str | None:
+    """Why no encoder of a family can be written; every one can."""
+    return None
+
+
+def write(encoder: Encoder, folder: Path) -> list[str]:
+    """Write an encoder; returns what the layout cannot say about it, which is nothing."""
+    with quiet():
+        encoder.model.save_pretrained(folder, max_shard_size="1TB")
+        encoder.processor.save_pretrained(folder)
+    return []
+
+
+def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Images as the folder's own processor gives them to the model: (B, 3, H, W)."""
+    with quiet():
+        return AutoImageProcessor.from_pretrained(folder, backend=PIXELS)(images=images, return_tensors="pt")["pixel_values"]
+
+
+def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tensor, str]:
+    """Tokens at a tap (B, P, D) through plain `AutoModel`, and how they are read."""
+    with quiet():
+        model = AutoModel.from_pretrained(folder).to(pixel_values.device, pixel_values.dtype).eval()
+    with torch.no_grad():
+        found = model(pixel_values, output_hidden_states=True).hidden_states[tap.layer]
+        found = towers.final_norm(model)(found) if tap.norm else found
+    states = f"hidden_states[{tap.layer}]"
+    norm = towers.family(model.config).norm
+    return found[:, tap.prefix :], f"{f'{norm}({states})' if tap.norm else states}[:, {tap.prefix}:]"
+
+
+def version() -> str:
+    """What opened the folder."""
+    return f"transformers {transformers.__version__}"

@@ -1,0 +1,388 @@
+"""open_clip's layout: open_clip_config.json with model_cfg and preprocess_cfg, and open_clip_model.safetensors.
+
+A model there is an image tower and a text tower. An encoder goes out as the image tower with a stub for the text, made so that
+it cannot be used by mistake: it knows two tokens, and all its weights are zero.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from pivot.encoder.formats import timm as timms
+from pivot.encoder.formats import vit as vits
+from pivot.encoder.formats.preprocess import Preprocess
+from pivot.encoder.formats.vit import Unfit, ViT
+from pivot.encoder.geometry import output_size
+from pivot.encoder.hub import fetch, read_tensors, reason
+from pivot.files import read_json, write_json
+from pivot.records import BadInput, Tap
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+
+    from pivot.encoder.encoder import Encoder
+
+    Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
+
+LIBRARY = "open_clip"
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")
+
+NAMES = {
+    "patch.weight": "conv1.weight",
+    "class": "class_embedding",
+    "position": "positional_embedding",
+    "pre.weight": "ln_pre.weight",
+    "pre.bias": "ln_pre.bias",
+    "norm.weight": "ln_post.weight",
+    "norm.bias": "ln_post.bias",
+}
+IN_BLOCK = {
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "q+k+v.weight": "attn.in_proj_weight",
+    "q+k+v.bias": "attn.in_proj_bias",
+    "out": "attn.out_proj",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+    "scale1": "ls_1.gamma",
+    "scale2": "ls_2.gamma",
+}
+# Families that its own transformer cannot be, and where timm may have an architecture of just their shape.
+THROUGH_TIMM = {
+    "siglip": "vit_*_siglip_gap_*",
+    "ijepa": "vit_*_gap_*",
+    "dinov2_with_registers": "vit_*_reg4_dinov2",
+    "dinov3_vit": "vit_*_dinov3*",
+}
+
+
+def library() -> Any:
+    """open_clip, if it is installed."""
+    try:
+        import open_clip
+    except ImportError:
+        raise BadInput("open_clip is not installed; pip install 'pivot-vision[encoders]'") from None
+    return open_clip
+
+
+# ---- in
+
+
+def opened(where: str | Path, dtype: str) -> Parts:
+    """A folder in open_clip's layout, or MODEL/TAG as its tables have it."""
+    if isinstance(where, str):
+        model, preprocess = _by_name(where)
+        name, _, tag = where.rpartition("/")
+        return _adopt(
+            model, preprocess, dtype, {"library": "open_clip", "name": where, "architecture": name, "tag": tag}, f"open_clip:{where}"
+        )
+    files = [where / file for file in (*FILES, "model.safetensors") if (where / file).is_file()]
+    if not files:
+        raise BadInput(f"encoder folder {where}: {WEIGHTS_FILE} not found; give a folder that open_clip saved")
+    config = read_json(where / CONFIG_FILE)
+    if ours := config.get("pivot"):
+        # A detached encoder has nothing but its image tower, so that is built alone.
+        return timms.restored(_plain(_visual(where, read_tensors(files[0]))), ours, dtype)
+    model = _build(f"local-dir:{where}", files[0], str(where))
+    return _adopt(model, model.visual.preprocess_cfg, dtype, {"library": "open_clip"}, str(where))
+
+
+def _visual(folder: Path, weights: Mapping[str, torch.Tensor]) -> nn.Module:
+    model = _create(f"local-dir:{folder}", load_weights=False)
+    try:
+        model.load_state_dict(dict(weights))
+    except RuntimeError as error:
+        raise BadInput(f"encoder folder {folder}: {reason(error)}; detach the encoder again") from None
+    return model.visual
+
+
+def _by_name(where: str) -> tuple[Any, Mapping[str, Any]]:
+    open_clip, said = library(), f"open_clip:{where}"
+    name, _, tag = where.rpartition("/")
+    if name not in open_clip.list_models():
+        asked = name or tag
+        near = get_close_matches(asked, open_clip.list_models(), n=3) or ["see open_clip.list_models()"]
+        raise BadInput(f"{said}: open_clip has no model '{asked}'; nearest: {', '.join(near)}; write open_clip:MODEL/TAG")
+    facts = open_clip.get_pretrained_cfg(name, tag)
+    if not facts:
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        near = get_close_matches(tag, tags, n=3, cutoff=0.3) or tags
+        raise BadInput(
+            f"{said}: open_clip has no weights '{tag}' of {name}; nearest: {', '.join(near) or 'none, it has no weights at all'}"
+        )
+    if facts.get("hf_hub"):
+        repository, _, file = facts["hf_hub"].rpartition("/")
+        safe = (f"{Path(file).stem}.safetensors", file) if file else FILES
+        file = fetch(repository, safe, said)
+    else:
+        file = timms._from_url(facts["url"], said)
+    model = _build(name, file, said, quick_gelu=bool(facts.get("quick_gelu")))
+    return model, {**model.visual.preprocess_cfg, **{key: value for key, value in facts.items() if key in model.visual.preprocess_cfg}}
+
+
+def _build(name: str, file: Path, said: str, quick_gelu: bool = False) -> Any:
+    """A whole model. Tags say whether they were trained with QuickGELU: open_clip itself only warns where the name differs."""
+    options: dict[str, Any] = {} if name.startswith("local-dir:") else {"pretrained": str(file), "force_quick_gelu": quick_gelu}
+    if file.suffix != ".safetensors":
+        read_tensors(file)  # refuses what is more than tensors before the library opens it
+    try:
+        return _create(name, **options)
+    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+        raise BadInput(f"{said} cannot be opened: {reason(error)}; get the full checkpoint") from None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """open_clip says on the root logger that a model has random weights, which is what is asked for when only its shape matters."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _create(name: str, **options: Any) -> Any:
+    with torch.random.fork_rng(devices=[]), _silent():
+        return library().create_model(name, weights_only=True, pretrained_text=False, **options).eval()
+
+
+def _adopt(model: Any, preprocess: Mapping[str, Any], dtype: str, source: Mapping[str, Any], said: str) -> Parts:
+    """The image tower of a model as the family of transformers that computes the same."""
+    visual = model.visual
+    seen = Preprocess.of_open_clip(preprocess)
+    if type(visual).__name__ == "TimmModel":
+        known = {**source, "trunk": visual.trunk.pretrained_cfg["architecture"]}
+        config, tower, processor = timms.adopt(visual.trunk, dtype, {**known, "architecture": known["trunk"]}, said, seen)
+        config.pivot_left_out = sorted({"text tower", *getattr(config, "pivot_left_out", ())} - {"classification head"})
+        return config, tower, processor
+    try:
+        found = _plain(visual)
+        config = vits.configure(found)
+        tower = vits.stock(found, config, dtype)
+    except Unfit as unfit:
+        raise BadInput(f"{said}: its image tower {unfit}; choose one that is a vision transformer") from None
+    config.pivot_left_out = ["text tower", "projection"]
+    config.pivot_source = {**source, "pooled_norm": True} if found.pooled_norm else dict(source)
+    return config, tower, seen.processor(config)
+
+
+def _plain(visual: Any) -> ViT:
+    """open_clip's own vision transformer as a `ViT`."""
+    if type(visual).__name__ == "TimmModel":
+        return timms.plain(visual.trunk)
+    if type(visual).__name__ != "VisionTransformer":
+        raise Unfit(f"is a {type(visual).__name__}, which is no plain vision transformer")
+    if visual.attn_pool is not None:
+        raise Unfit("pools by attention in front of its final norm")
+    blocks = visual.transformer.resblocks
+    if type(blocks[0]).__name__ != "ResidualAttentionBlock" or visual.patch_size[0] != visual.patch_size[1]:
+        raise Unfit("has blocks of its own kind, or patches that are not square")
+    back = {value: key for key, value in NAMES.items()}
+    inside = [(re.compile(rf"transformer\.resblocks\.(\d+)\.{re.escape(theirs)}"), ours) for ours, theirs in IN_BLOCK.items()]
+    raw = {}
+    for key, tensor in visual.state_dict().items():
+        if key == "proj":
+            continue
+        name = back.get(key)
+        for pattern, ours in inside:
+            if found := pattern.match(key):
+                name = f"{found[1]}.{ours}{key[found.end() :]}"
+        if name is None:
+            raise Unfit(f"has a tensor {key}, which has no place in a plain vision transformer")
+        raw[name] = tensor.detach()
+    return ViT(
+        tensors=vits.split(raw),
+        image=(visual.image_size[0], visual.image_size[1]),
+        patch=visual.patch_size[0],
+        heads=blocks[0].attn.num_heads,
+        act=timms._named_activation(blocks[0].mlp.gelu),
+        eps=blocks[0].ln_1.eps,
+        pooled_norm=visual.final_ln_after_pool,
+    )
+
+
+# ---- out
+
+
+def refusal(family: str) -> str | None:
+    """Why no encoder of a family can be written; None if some can."""
+    if family not in vits.FAMILIES:
+        return "it is no plain vision transformer"
+    return None
+
+
+def write(encoder: Encoder, folder: Path) -> list[str]:
+    """Write an encoder; returns what this layout cannot say about it."""
+    library()
+    found = vits.of(encoder.model, output_size(encoder.processor))
+    family = encoder.family.name
+    tower = _through_timm(found, family) if family in THROUGH_TIMM else _built_in(found)
+    preprocess = Preprocess.of(encoder.processor)
+    seen, lost = preprocess.to_open_clip()
+    facts = {
+        "model_cfg": {
+            "embed_dim": found.width,
+            "quick_gelu": found.act == "quick_gelu",
+            "vision_cfg": tower,
+            "text_cfg": {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1},
+            "custom_text": family in THROUGH_TIMM,
+        },
+        "preprocess_cfg": seen,
+        "pivot": timms.ours(encoder, found, preprocess),
+    }
+    write_json(folder / CONFIG_FILE, facts)
+    model = _create(f"local-dir:{folder}", load_weights=False)
+    state = {key: torch.zeros_like(tensor) for key, tensor in model.state_dict().items()}
+    state.update({f"visual.{key}": tensor for key, tensor in _keyed(found, family).items()})
+    dtype = next(iter(found.tensors.values())).dtype
+    state = {key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous().clone() for key, value in state.items()}
+    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    stub = "text tower: a stub of zeros that knows two tokens, since open_clip wants one; there is no zero-shot use of this folder"
+    return [stub, *lost, *timms.resampled(encoder, found), *timms.dropped(encoder)]
+
+
+def _built_in(found: ViT) -> dict[str, Any]:
+    """open_clip's own vision transformer with a `ViT`'s arithmetic."""
+    if found.has("0.gate.weight") or not found.has("0.q.bias"):
+        raise BadInput("gated MLPs, or attention without biases: open_clip's transformer has neither; use --to timm or --to hf")
+    if found.width % found.heads or found.act not in ("gelu", "gelu_pytorch_tanh", "quick_gelu"):
+        raise BadInput(f"activation {found.act}: open_clip's transformer has gelu and quick_gelu; use --to timm or --to hf")
+    tower: dict[str, Any] = {
+        "image_size": found.image[0] if found.image[0] == found.image[1] else list(found.image),
+        "patch_size": found.patch,
+        "width": found.width,
+        "layers": found.layers,
+        "head_width": found.width // found.heads,
+        "mlp_ratio": timms._ratio(found, 1),
+        "norm_kwargs": {"eps": found.eps},
+        "no_ln_pre": not found.has("pre.weight"),
+        "final_ln_after_pool": found.pooled_norm,
+    }
+    if found.has("0.scale1"):
+        tower["ls_init_value"] = 1e-5
+    if found.act == "gelu_pytorch_tanh":
+        tower["act_kwargs"] = {"approximate": "tanh"}
+    return tower
+
+
+def _through_timm(found: ViT, family: str) -> dict[str, Any]:
+    """A tower of timm by its name, for open_clip passes no arguments to it: one of just this shape, or none."""
+    timm = timms.library()
+    wanted = {key: tuple(tensor.shape) for key, tensor in timms.keyed(found).items()}
+    for name in timm.list_models(THROUGH_TIMM[family]):
+        if not fnmatch(name, f"*patch{found.patch}_*"):
+            continue
+        for registers in (wanted, _without_register_positions(found)):
+            with torch.device("meta"):
+                model = timm.create_model(name, num_classes=0, global_pool="token" if found.has("class") else "avg")
+            shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+            if shapes == registers and _same_arithmetic(model, found):
+                pool = "token" if found.has("class") else "avg"
+                return {"image_size": list(found.image), "timm_model_name": name, "timm_pool": pool, "timm_proj": "none"}
+    shape = (
+        f"{found.layers} blocks of width {found.width}, {found.heads} heads, patches of {found.patch}, {found.image[0]} pixels, {found.act}"
+    )
+    raise BadInput(
+        f"{family} with {shape}: open_clip's own transformer cannot be a {family}, and timm has no architecture of just that shape "
+        "for it to use; use --to timm or --to hf"
+    )
+
+
+def _without_register_positions(found: ViT) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in _registered(found).items()}
+
+
+def _registered(found: ViT) -> dict[str, torch.Tensor]:
+    """timm's names as its registered architectures with registers have them: the class token's position added to it."""
+    state = timms.keyed(found)
+    if found.registers and found.has("position"):
+        state["cls_token"] = state["cls_token"] + found.tensors["position"][:1]
+        state["pos_embed"] = found.tensors["position"][None, 1:]
+    return state
+
+
+def _same_arithmetic(model: nn.Module, found: ViT) -> bool:
+    try:
+        theirs = timms.plain(model)
+    except Unfit:
+        return False
+    facts = (
+        ("image", "patch", "heads", "act", "theta", "pooled_norm")
+        if found.has("position")
+        else ("patch", "heads", "act", "theta", "pooled_norm")
+    )
+    return all(getattr(theirs, fact) == getattr(found, fact) for fact in facts) and abs(theirs.eps - found.eps) < 1e-9
+
+
+def _keyed(found: ViT, family: str) -> dict[str, torch.Tensor]:
+    """A `ViT`'s tensors under the names of `model.visual`."""
+    if family in THROUGH_TIMM:
+        return {f"trunk.{key}": tensor for key, tensor in _registered(found).items()}
+    tensors = {name: tensor for name, tensor in found.tensors.items() if name != "patch.bias"}
+    if found.has("patch.bias"):  # its patches have no bias: it is the same to add it to their positions
+        position = tensors["position"].clone()
+        position[1:] += found.tensors["patch.bias"]
+        tensors["position"] = position
+    fused = [f"{i}.q+k+v.{kind}" for i in range(found.layers) for kind in ("weight", "bias")]
+    state = {_key(name): tensor for name, tensor in vits.join(tensors, fused).items()}
+    return {**state, "proj": torch.eye(found.width, dtype=found.tensors["class"].dtype)}
+
+
+def _key(name: str) -> str:
+    if name in NAMES:
+        return NAMES[name]
+    block = vits.BLOCK.match(name)
+    assert block is not None
+    if block[2] in IN_BLOCK:
+        return f"transformer.resblocks.{block[1]}.{IN_BLOCK[block[2]]}"
+    part, _, kind = block[2].rpartition(".")
+    return f"transformer.resblocks.{block[1]}.{IN_BLOCK[part]}.{kind}"
+
+
+# ---- through open_clip alone
+
+
+def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
+    """Images as open_clip's own evaluation transform for the folder gives them: (B, 3, H, W)."""
+    with _silent():
+        _, _, transform = library().create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
+    return torch.stack([transform(image) for image in images])
+
+
+def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tensor, str]:
+    """Tokens at a tap (B, P, D) through open_clip alone, and how they are read."""
+    visual = _create(f"local-dir:{folder}").visual.to(pixel_values.device, pixel_values.dtype)
+    if type(visual).__name__ == "TimmModel":
+        return timms.tokens(visual.trunk, pixel_values, tap, "model.visual.trunk")
+    below = tap.layer % (len(visual.transformer.resblocks) + 1)
+    with torch.no_grad():
+        if below == 0:
+            found, how = visual._embeds(pixel_values)[:, tap.prefix :], f"model.visual._embeds(x)[:, {tap.prefix}:]"
+        else:
+            options = {"indices": [below - 1], "output_fmt": "NLC", "intermediates_only": True}
+            found = visual.forward_intermediates(pixel_values, **options)["image_intermediates"][0]
+            said = ", ".join(f"{key}={value!r}" for key, value in options.items())
+            how = f"model.visual.forward_intermediates(x, {said})['image_intermediates'][0]"
+        return (visual.ln_post(found), f"model.visual.ln_post({how})") if tap.norm else (found, how)
+
+
+def version() -> str:
+    """What opened the folder."""
+    return f"open_clip {library().__version__}"

@@ -1,0 +1,217 @@
+"""open_clip's layout in and out: models that open_clip made and saved, against open_clip itself. MAE checkpoints stand here too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
+
+from pivot.encoder import Encoder
+from pivot.encoder.export import export, home
+from pivot.model import MLLM
+from pivot.records import BadInput
+
+open_clip = pytest.importorskip("open_clip")
+timm = pytest.importorskip("timm")
+
+IMAGES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8)) for i in range(3)]
+SMALL = {"image_size": 48, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16}
+TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+# A tower of open_clip's, its family in transformers.
+TOWERS = {
+    "gelu": ("clip", {}, {}),
+    "quick gelu": ("clip", {}, {"quick_gelu": True}),
+    "tanh": ("clip", {"act_kwargs": {"approximate": "tanh"}}, {}),
+    "norm after pooling": ("clip", {"final_ln_after_pool": True, "pool_type": "avg"}, {}),
+    "no first norm": ("vit", {"no_ln_pre": True}, {}),
+    "layer scale": ("dinov2", {"no_ln_pre": True, "ls_init_value": 0.1}, {}),
+}
+
+
+def shake(model: torch.nn.Module) -> None:
+    dice = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
+
+
+def made_by_open_clip(folder: Path, vision: dict, **model: object) -> torch.nn.Module:
+    """A whole model with its text tower, saved as open_clip pushes one to the Hub."""
+    folder.mkdir()
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, **model}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    made = open_clip.create_model(f"local-dir:{folder}", load_weights=False).eval()
+    shake(made)
+    save_file({key: tensor.contiguous() for key, tensor in made.state_dict().items()}, folder / "open_clip_model.safetensors")
+    return made
+
+
+def through_open_clip(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    pixels = torch.stack([transform(image) for image in IMAGES])
+    with torch.no_grad():
+        found = model.eval().visual.forward_intermediates(pixels, indices=[1], output_fmt="NLC", intermediates_only=True)
+    return pixels, found["image_intermediates"][0]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_model_that_open_clip_saved_comes_in_and_goes_out_as_it_is(name: str, tmp_path: Path) -> None:
+    family, vision, options = TOWERS[name]
+    made_by_open_clip(tmp_path / "theirs", {**SMALL, **vision}, **options)
+    pixels, tokens = through_open_clip(tmp_path / "theirs")
+    encoder = Encoder.load(tmp_path / "theirs")
+    assert encoder.family.name == family and encoder.left_out == ("text tower", "projection") and home(encoder) == "open_clip"
+    assert (encoder.pixels(IMAGES) - pixels).abs().max() <= 1 / 255 / 0.25
+    assert (encoder.features(IMAGES).tokens - tokens).abs().max() < 1e-5 * max(1, tokens.abs().max())
+
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert parity.holds and parity.layout == "open_clip" and parity.through == f"open_clip {open_clip.__version__}"
+    assert any(what.startswith("text tower: a stub") for what in parity.stale)
+    _, seen = through_open_clip(tmp_path / "out")
+    assert (seen - tokens).abs().max() <= parity.tolerance
+    theirs, ours = (
+        load_file(tmp_path / "theirs" / "open_clip_model.safetensors"),
+        load_file(tmp_path / "out" / "open_clip_model.safetensors"),
+    )
+    tower = [key for key in ours if key.startswith("visual.") and key != "visual.proj"]
+    assert all(torch.equal(theirs[key], ours[key]) for key in tower)
+
+    again = Encoder.load(tmp_path / "out")
+    assert torch.equal(again.features(IMAGES).tokens, encoder.features(IMAGES).tokens) and again.tap == encoder.tap
+
+
+def test_the_stub_of_the_text_tower_cannot_be_used_by_mistake(tmp_path: Path) -> None:
+    export(Encoder.tiny("clip"), tmp_path / "out", to="open_clip")
+    model = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    with pytest.raises((IndexError, RuntimeError)):
+        model.encode_text(open_clip.tokenize(["a dog"]))
+    images = model.encode_image(torch.zeros(1, 3, 48, 48))
+    assert images.shape == (1, 32), "the image tower's own class token behind the final norm"
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+@pytest.mark.parametrize("family", ["clip", "vit", "dinov2"])
+def test_transformers_to_open_clip_and_back(family: str, truncate: bool, tmp_path: Path) -> None:
+    encoder = Encoder.tiny(family)
+    shake(encoder.model)
+    parity = export(encoder, tmp_path / "out", IMAGES, to="open_clip", truncate=truncate)
+    assert parity.holds and parity.truncated == truncate and parity.pixel_difference == 0
+    back = Encoder.load(tmp_path / "out").features(IMAGES).tokens
+    assert (back - encoder.features(IMAGES).tokens).abs().max() <= parity.tolerance
+
+
+@pytest.mark.parametrize(("layer", "norm"), [(0, False), (-1, True), (1, False)])
+def test_any_tap_is_read_through_open_clip(layer: int, norm: bool, tmp_path: Path) -> None:
+    encoder = Encoder.tiny("dinov2", layer=layer).tapped(norm=norm)
+    shake(encoder.model)
+    assert export(encoder, tmp_path / "out", IMAGES, to="open_clip").holds
+
+
+REGISTERED = "vit_test_patch8_siglip_gap_48"
+default_cfgs = timm.models.generate_default_cfgs({f"{REGISTERED}.untrained": {"input_size": (3, 48, 48), "fixed_input_size": True}})
+
+
+@timm.models.register_model
+def vit_test_patch8_siglip_gap_48(pretrained: bool = False, **options: object) -> torch.nn.Module:
+    """A small SigLIP among timm's architectures: open_clip builds towers of timm's by name alone."""
+    made = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2, "class_token": False}
+    made = {**made, "global_pool": "avg", "fc_norm": False, "act_layer": "gelu_tanh", **options}
+    return timm.models.build_model_with_cfg(timm.models.VisionTransformer, REGISTERED, pretrained, **made)
+
+
+def test_a_siglip_goes_through_an_architecture_of_timms_and_only_of_just_its_shape(tmp_path: Path) -> None:
+    encoder = Encoder.tiny("siglip")
+    shake(encoder.model)
+    parity = export(encoder, tmp_path / "out", IMAGES, to="open_clip")
+    assert parity.holds and "trunk" in parity.read
+    assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]["timm_model_name"] == REGISTERED
+    again = Encoder.load(tmp_path / "out")
+    assert torch.equal(again.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+    for other in (Encoder.tiny("siglip", width=48), Encoder.tiny("siglip", layers=2), Encoder.tiny("siglip", heads=4)):
+        with pytest.raises(BadInput, match="no architecture of just that shape"):
+            export(other, tmp_path / "never", to="open_clip")
+
+
+def test_a_tower_of_timms_inside_open_clip_comes_in(tmp_path: Path) -> None:
+    vision = {"image_size": 48, "timm_model_name": REGISTERED, "timm_pool": "avg", "timm_proj": "linear"}
+    made_by_open_clip(tmp_path / "theirs", vision)
+    _, tokens = through_open_clip(tmp_path / "theirs")
+    encoder = Encoder.load(tmp_path / "theirs")
+    assert encoder.family.name == "siglip" and "text tower" in encoder.left_out and home(encoder) == "open_clip"
+    assert (encoder.features(IMAGES).tokens - tokens).abs().max() < 1e-5 * max(1, tokens.abs().max())
+
+
+def test_towers_that_are_no_vision_transformers_are_refused_by_name(tmp_path: Path) -> None:
+    resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
+    made_by_open_clip(tmp_path / "resnet", resnet)
+    with pytest.raises(BadInput, match="ModifiedResNet"):
+        Encoder.load(tmp_path / "resnet")
+    made_by_open_clip(tmp_path / "coca", {**SMALL, "attentional_pool": True, "attn_pooler_heads": 2, "attn_pooler_queries": 4})
+    with pytest.raises(BadInput, match="pools by attention"):
+        Encoder.load(tmp_path / "coca")
+    made_by_open_clip(tmp_path / "custom", {**SMALL, "scale_fc": True})
+    with pytest.raises(BadInput, match="blocks of its own kind"):
+        Encoder.load(tmp_path / "custom")
+
+
+@pytest.mark.parametrize("library", ["timm", "open_clip"])
+def test_the_layout_survives_an_mllm_and_the_projector_comes_along(library: str, tmp_path: Path) -> None:
+    export(Encoder.tiny("clip"), tmp_path / "first", to=library)
+    if library == "open_clip":
+        made_by_open_clip(tmp_path / "theirs", SMALL)
+    else:
+        made = timm.create_model("vit_base_patch16_clip_224", img_size=48, patch_size=8, embed_dim=32, depth=3, num_heads=2)
+        from timm.models._hub import save_for_hf
+
+        options = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+        save_for_hf(made, tmp_path / "theirs", model_args=options, safe_serialization=True)
+    source = Encoder.load(tmp_path / "theirs")
+    mllm = MLLM.tiny("clip")
+    tower = mllm.parts()["tower"]
+    tower.config.pivot_source = source.model.config.pivot_source
+    mllm.save(tmp_path / "mllm")
+    encoder = MLLM.load(str(tmp_path / "mllm")).detach()
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert parity.layout == library and parity.holds and parity.projector_difference is not None and parity.against == "mllm"
+    assert (tmp_path / "out" / "projector.safetensors").is_file()
+    weights = tmp_path / "out" / ("model.safetensors" if library == "timm" else "open_clip_model.safetensors")
+    changed = load_file(weights)
+    next(iter(changed.values())).view(-1)[0] += 1
+    save_file(changed, weights)
+    with pytest.raises(BadInput, match="weights changed"):
+        Encoder.load(tmp_path / "out")
+
+
+# ---- masked autoencoders
+
+
+@pytest.mark.parametrize("head", [ViTMAEForPreTraining, ViTMAEModel])
+def test_a_masked_autoencoder_opens_as_a_plain_vit(head: type, tmp_path: Path) -> None:
+    sizes = {
+        "image_size": 48,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    decoder = {"decoder_hidden_size": 16, "decoder_intermediate_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+    model = head(ViTMAEConfig(**sizes, **decoder, mask_ratio=0.0)).eval()
+    shake(model)
+    model.save_pretrained(tmp_path)
+    Encoder.tiny("vit").processor.save_pretrained(tmp_path)
+    encoder = Encoder.load(tmp_path)
+    assert encoder.family.name == "vit" and encoder.left_out == ("decoder",)
+    pixels = encoder.pixels(IMAGES)
+    with torch.no_grad():
+        whole = getattr(model, "vit", model)(pixels, noise=torch.arange(36.0).expand(3, -1), output_hidden_states=True)
+        tokens = encoder.read(pixels)[0]
+    assert torch.equal(tokens, whole.hidden_states[-2][:, 1:])
+    assert torch.equal(tokens, encoder.read(pixels)[0]), "nothing is shuffled"
