@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from pivot.data.collate import Row, Span, collate, encode
+from pivot.data.collate import Row, Span, collate, encode, join
 from pivot.data.turns import formatting
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
@@ -59,7 +59,7 @@ def test_trunk_and_branch_together_are_the_whole_conversation(name: str, odd: Ma
     inputs = processor(text=processor.apply_chat_template(turns), images=list(example.images) or None, return_tensors="pt")
     assert inputs["input_ids"][0].tolist() == found.trunks[0].span.ids + found.branches[0].ids
     if example.images:
-        assert torch.equal(inputs["pixel_values"], found.trunks[0].pixels)
+        assert torch.equal(inputs["pixel_values"], join(found.trunks[0].images)["pixel_values"])
 
 
 def test_clean_supervises_each_answer_and_its_end(odd: Mapping[str, Example], processor: Any) -> None:
@@ -119,7 +119,7 @@ def test_own_images_make_trunks_of_their_own(odd: Mapping[str, Example], process
     found = row(processor, odd["own image"])
     assert [trunk.responses for trunk in found.trunks] == [(0, 2), (1,)]
     assert found.trunks[0].span == found.trunks[1].span
-    assert not torch.equal(found.trunks[0].pixels, found.trunks[1].pixels)
+    assert not torch.equal(*(join(trunk.images)["pixel_values"] for trunk in found.trunks))
 
 
 def test_a_batch_holds_every_token_and_image_once(odd: Mapping[str, Example], processor: Any) -> None:
@@ -127,16 +127,17 @@ def test_a_batch_holds_every_token_and_image_once(odd: Mapping[str, Example], pr
     batch = collate(rows)
     assert batch["id"] == list(odd)
     assert len(batch["tokens"]) == sum(r.image_tokens + r.text_tokens for r in rows)
-    assert len(batch["pixel_values"]) == sum(len(t.pixels) for r in rows for t in r.trunks if t.pixels is not None)
+    assert len(batch["images"]["pixel_values"]) == sum(len(t.images) for r in rows for t in r.trunks)
     assert batch["layout"].responses == tuple(len(r.branches) for r in rows)
     taken: list[int] = []
     for stem in batch["layout"].stems:
         own = rows[stem.example]
         trunk = next(t for t in own.trunks if t.responses == tuple(n for n, _ in stem.branches))
         assert batch["tokens"][stem.trunk.start : stem.trunk.stop].tolist() == trunk.span.ids
-        assert len(stem.images) == (0 if trunk.pixels is None else len(trunk.pixels))
-        for image, pixels in zip(stem.images, trunk.pixels if trunk.pixels is not None else [], strict=True):
-            assert torch.equal(batch["pixel_values"][image], pixels)
+        for image, seen, place in zip(stem.images, trunk.images, stem.places, strict=True):
+            assert torch.equal(batch["images"]["pixel_values"][image], seen.inputs["pixel_values"][0])
+            assert trunk.span.ids[place : place + seen.tokens] == [processor.image_token_id] * seen.tokens
+            assert trunk.span.ids[place + seen.tokens] != processor.image_token_id
         for n, piece in stem.branches:
             assert batch["tokens"][piece.start : piece.stop].tolist() == own.branches[n].ids
             assert piece.supervised.tolist() == np.flatnonzero(own.branches[n].supervised).tolist()

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from pivot.data.collate import encode
+from pivot.data.collate import encode, join
 from pivot.data.turns import formatting
 from pivot.encoder import Encoder, towers
 from pivot.model import MLLM, score
@@ -43,7 +43,7 @@ def test_opens_with_plain_transformers(encoder: str, llm: str, tmp_path: Path, p
     row = encode(chat(picture(0)), mllm.processor)
     with torch.no_grad():
         ids = torch.tensor([row.trunks[0].span.ids])
-        expected = mllm.model(input_ids=ids, pixel_values=row.trunks[0].pixels).logits
+        expected = mllm.model(input_ids=ids, **join(row.trunks[0].images)).logits
     assert not any("auto_map" in (tmp_path / name).read_text() for name in ("config.json", "processor_config.json")), "needs own code"
     model, processor = AutoModelForImageTextToText.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path, backend="pil")
     assert type(model) is LlavaForConditionalGeneration

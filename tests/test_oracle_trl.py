@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pivot.data.collate import Row, collate, encode
+from pivot.data.collate import Row, collate, encode, join
 from pivot.model import MLLM, Scorer
 from pivot.objective.dpo import Objective as DPO
 from pivot.records import Example
@@ -87,7 +87,7 @@ def theirs(rows: Sequence[Row]) -> dict[str, Tensor]:
         "input_ids": torch.tensor([padded(trunk.span.ids + branch.ids, PAD) for trunk, branch in full]),
         "attention_mask": torch.tensor([padded([1] * (len(trunk.span) + len(branch)), 0) for trunk, branch in full]),
         "completion_mask": torch.tensor([padded([0] * len(trunk.span) + [int(s) for s in branch.supervised], 0) for trunk, branch in full]),
-        "pixel_values": torch.cat([trunk.pixels for trunk, _ in full if trunk.pixels is not None]),
+        "pixel_values": join([image for trunk, _ in full for image in trunk.images])["pixel_values"],
     }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from pivot.data.collate import encode
+from pivot.data.collate import encode, join
 from pivot.data.turns import formatting
 from pivot.model import MLLM
 from pivot.model.sample import reply
@@ -39,7 +39,7 @@ def by_hand(mllm: MLLM, example: Example, new: int = NEW) -> tuple[str, bool]:
     ids, end = list(trunk.span.ids), formatting(mllm.processor).tail[0]
     with torch.no_grad():
         for _ in range(new):
-            logits = mllm.model(input_ids=torch.tensor([ids]), pixel_values=trunk.pixels, use_cache=False).logits[0, -1]
+            logits = mllm.model(input_ids=torch.tensor([ids]), use_cache=False, **join(trunk.images)).logits[0, -1]
             ids.append(int(logits.argmax()))
             if ids[-1] == end:
                 break

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pivot.data.collate import collate, encode
+from pivot.data.collate import collate, encode, join
 from pivot.model import MLLM, Scorer, score
 from pivot.model import branches as branches_module
 from pivot.model.languages import LANGUAGES
@@ -83,8 +83,7 @@ def naive(mllm: MLLM, example: Example, number: int) -> Tensor:
     row = encode(replace(example, responses=(example.responses[number],)), mllm.processor)
     trunk, branch = row.trunks[0], row.branches[0]
     ids = torch.tensor([trunk.span.ids + branch.ids])
-    pixels = None if trunk.pixels is None else trunk.pixels.to(mllm.model.dtype)
-    logits = mllm.model(input_ids=ids, pixel_values=pixels).logits[0, :-1]
+    logits = mllm.model(input_ids=ids, **join(trunk.images)).logits[0, :-1]
     logps = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return logps[[len(trunk.span) + at - 1 for at, supervised in enumerate(branch.supervised) if supervised]]
 
@@ -160,8 +159,8 @@ def without_separation(segment: Tensor) -> Tensor:
     return past.expand(len(segment), 1, -1, -1)
 
 
-def from_its_neighbour(layout: Any, backend: str) -> Any:
-    placement = branches_module.place(layout, backend)
+def from_its_neighbour(layout: Any, backend: str, counted: Any) -> Any:
+    placement = branches_module.place(layout, backend, counted)
     second = placement.segment.flatten() == 2
     start = int(second.nonzero()[0, 0])
     read = placement.read.clone()
@@ -169,8 +168,8 @@ def from_its_neighbour(layout: Any, backend: str) -> Any:
     return replace(placement, read=read)
 
 
-def running_on(layout: Any, backend: str) -> Any:
-    placement = branches_module.place(layout, backend)
+def running_on(layout: Any, backend: str, counted: Any) -> Any:
+    placement = branches_module.place(layout, backend, counted)
     return replace(placement, positions=torch.arange(placement.take.shape[1]).expand_as(placement.take))
 
 
@@ -266,7 +265,6 @@ def test_batches_survive_what_moves_them(odd: Mapping[str, Example]) -> None:
 
     mllm = lively()
     batch = collate([encode(odd[name], mllm.processor) for name in ("pair", "own image")])
-    batch["pixel_values"] = batch["pixel_values"].double()
     for moved in (send_to_device(batch, torch.device("cpu")), _recursive_to(batch, torch.device("cpu"), False)[0]):
         assert moved["layout"] is batch["layout"]
         torch.testing.assert_close(Scorer(mllm)(moved).logps, Scorer(mllm)(batch).logps)

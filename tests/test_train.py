@@ -25,7 +25,7 @@ from pivot.records import BadInput, Example, Response
 from pivot.train import Rates, Settings, loop, order
 from pivot.train.feed import Data, count
 
-ROW = Row("", (Trunk(Span([1], [False]), None, 0, (0,)),), (Span([2], [True]),))
+ROW = Row("", (Trunk(Span([1], [False]), (), (), (0,)),), (Span([2], [True]),))
 
 
 @pytest.fixture(autouse=True)

@@ -33,9 +33,11 @@ def poisoned(pairs: Sequence[Example], mllm: MLLM, name: str, monkeypatch: pytes
 
     def spoilt(example: Example, *args: Any) -> Any:
         row = encode(example, *args)
-        if example.id != name or row.trunks[0].pixels is None:
+        trunk = row.trunks[0]
+        if example.id != name or not trunk.images:
             return row
-        return replace(row, trunks=(replace(row.trunks[0], pixels=torch.full_like(row.trunks[0].pixels, value)),))
+        bad = {"pixel_values": torch.full_like(trunk.images[0].inputs["pixel_values"], value)}
+        return replace(row, trunks=(replace(trunk, images=(replace(trunk.images[0], inputs=bad),)),))
 
     monkeypatch.setattr(module, "encode", spoilt)
 

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from pivot.data.turns import formatting, heard, listed, refuse_control, tokens
+from pivot.data.turns import IMAGE, formatting, heard, listed, opening, refuse_control, tokens
+from pivot.data.vision import Sight, sights
 from pivot.records import BadInput, Example, Turn, picture
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import ProcessorMixin
 
     from pivot.records import Picture
 
@@ -49,9 +50,13 @@ class Trunk:
     """Image and prompt tokens, image placeholders expanded, and the responses (by number) that grow from them."""
 
     span: Span
-    pixels: torch.Tensor | None  # (I, C, height, width)
-    image_tokens: int
+    images: tuple[Sight, ...]
+    places: tuple[int, ...]  # where the tokens of each image begin
     responses: tuple[int, ...]
+
+    @property
+    def image_tokens(self) -> int:
+        return sum(image.tokens for image in self.images)
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,17 @@ class Stem:
     example: int
     trunk: Piece
     images: tuple[int, ...]
+    places: tuple[int, ...]  # where in the trunk the tokens of each image begin
     branches: tuple[tuple[int, Piece], ...]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One image of a batch: its share of `pixel_values`, its tokens in the LLM, and what else the model is told of it."""
+
+    entries: int
+    tokens: int
+    told: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -105,21 +120,24 @@ class Layout:
 
     stems: tuple[Stem, ...]
     responses: tuple[int, ...]  # per example: how many
+    images: tuple[Shown, ...]
 
 
 # ---- one example
 
 
-def _listen(span: Span, turns: str, header: str, processor: LlavaProcessor, label_mask: LabelMask) -> None:
-    """Add turns that are not the assistant's, and the header of its turn."""
-    whole = label_mask == "llava_next"
-    ids, anywhere = tokens(processor, turns), formatting(processor).anywhere or frozenset()
+def _listen(span: Span, turns: str, header: str, processor: ProcessorMixin, label_mask: LabelMask, after: str = "") -> None:
+    """Add turns that are not the assistant's, and the header of its turn: tokenised together, as the stock processor has it."""
+    ids = tokens(processor, turns + header, after=after)
     span.ids += ids
-    span.supervised += [whole and i in anywhere for i in ids]
-    span.add(tokens(processor, header), whole)
+    if label_mask == "llava_next":  # only ChatML, whose headers begin with a control token, so that tokens stay apart
+        anywhere, listens = formatting(processor).anywhere or frozenset(), len(ids) - len(tokens(processor, header))
+        span.supervised += [at >= listens or token in anywhere for at, token in enumerate(ids)]
+    else:
+        span.supervised += [False] * len(ids)
 
 
-def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], processor: LlavaProcessor, label_mask: LabelMask) -> Span:
+def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], processor: ProcessorMixin, label_mask: LabelMask) -> Span:
     """One response's tokens. A conversation may go on with turns of its own: only the assistant's are supervised."""
     where, form, text = f"row {example.id}, response {number}", formatting(processor), example.responses[number].text
     said: list[Turn] = [{"role": "assistant", "content": text}] if isinstance(text, str) else list(text)
@@ -129,11 +147,11 @@ def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], 
     for at, turn in enumerate(said):
         if turn["role"] != "assistant":
             refuse_control(turn["content"], processor, where)
-            if processor.image_token in turn["content"]:
-                raise BadInput(f"{where}: {processor.image_token} can only stand in the prompt")
-            _listen(span, *heard(processor, [*prompt, *said[:at]], [turn], where), processor, label_mask)
+            if IMAGE in turn["content"]:
+                raise BadInput(f"{where}: {IMAGE} can only stand in the prompt")
+            _listen(span, *heard(processor, [*prompt, *said[:at]], [turn], where), processor, label_mask, form.behind[1])
             continue
-        ids = tokens(processor, turn["content"], plain=True)
+        ids = tokens(processor, form.lead + turn["content"] + form.trail, plain=True, after=form.behind[0])
         if not ids or not turn["content"].strip():
             raise BadInput(f"{where}: it has no tokens; give it a text or drop the row")
         span.add([*ids, form.tail[0]], True)
@@ -150,34 +168,33 @@ def _trunk(
     prompt: Sequence[Mapping[str, Any]],
     images: Sequence[Picture],
     responses: tuple[int, ...],
-    processor: LlavaProcessor,
+    processor: ProcessorMixin,
     label_mask: LabelMask,
 ) -> Trunk:
+    turns, header = heard(processor, [], prompt, f"row {example.id}")
     bare = Span()
-    _listen(bare, *heard(processor, [], prompt, f"row {example.id}"), processor, label_mask)
+    bare.add(opening(processor, turns), False)
+    _listen(bare, turns, header, processor, label_mask)
     try:
-        decoded = [picture(p) for p in images]
-    except BadInput as broken:
+        seen = sights(processor, [picture(p) for p in images])
+    except ValueError as broken:  # some image processors have limits of their own
         raise BadInput(f"row {example.id}: {broken}") from None
-    pixels = processor.image_processor(images=decoded, return_tensors="pt")["pixel_values"] if decoded else None
-    per_image = image_tokens(processor, *pixels.shape[-2:]) if pixels is not None else 0
-    span, placeholder = Span(), formatting(processor).image
-    for token, supervised in zip(bare.ids, bare.supervised, strict=True):
-        span.add([token] * (per_image if token == placeholder else 1), supervised and token != placeholder)
-    if span.ids.count(placeholder) != per_image * len(images):
+    placeholder = formatting(processor).image
+    if bare.ids.count(placeholder) != len(seen):
         raise BadInput(f"row {example.id}: the chat template does not place its {len(images)} images; give the processor another one")
+    span, places, waiting = Span(), list[int](), iter(seen)
+    for token, supervised in zip(bare.ids, bare.supervised, strict=True):
+        if token == placeholder:
+            places.append(len(span))
+            span.add([token] * next(waiting).tokens, False)
+        else:
+            span.add([token], supervised)
     span.supervised[0] = False  # nothing predicts the first token
-    return Trunk(span, pixels, per_image * len(images), responses)
-
-
-def image_tokens(processor: LlavaProcessor, height: int, width: int) -> int:
-    """Tokens that one image of this size becomes in the LLM."""
-    patches = (height // processor.patch_size) * (width // processor.patch_size)
-    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")
+    return Trunk(span, seen, tuple(places), responses)
 
 
 def encode(
-    example: Example, processor: LlavaProcessor, label_mask: LabelMask = "clean", limit: int | None = None, context: int | None = None
+    example: Example, processor: ProcessorMixin, label_mask: LabelMask = "clean", limit: int | None = None, context: int | None = None
 ) -> Row:
     """Tokenise one example and its responses, however many (none: a prompt to be answered).
 
@@ -203,10 +220,10 @@ def encode(
 
 
 def collate(rows: Iterable[Row]) -> dict[str, Any]:
-    """A batch: `id` list, `tokens` (N,), `pixel_values` (I, C, height, width) or None, and `layout`, which stays on the host."""
+    """A batch: `id` list, `tokens` (N,), `images`, the model's inputs for all of them, and `layout`, which stays on the host."""
     rows = list(rows)
     flat: list[int] = []
-    pixels: list[torch.Tensor] = []
+    images: list[Sight] = []
     stems: list[Stem] = []
 
     def lay(span: Span) -> Piece:
@@ -215,14 +232,22 @@ def collate(rows: Iterable[Row]) -> dict[str, Any]:
 
     for number, row in enumerate(rows):
         for trunk in row.trunks:
-            first = sum(map(len, pixels))
-            if trunk.pixels is not None:
-                pixels.append(trunk.pixels)
-            pictures = tuple(range(first, sum(map(len, pixels))))
-            stems.append(Stem(number, lay(trunk.span), pictures, tuple((r, lay(row.branches[r])) for r in trunk.responses)))
+            pictures = tuple(range(len(images), len(images) + len(trunk.images)))
+            images += trunk.images
+            stems.append(Stem(number, lay(trunk.span), pictures, trunk.places, tuple((r, lay(row.branches[r])) for r in trunk.responses)))
     return {
         "id": [row.id for row in rows],
         "tokens": torch.tensor(flat, dtype=torch.long),
-        "pixel_values": torch.cat(pixels) if pixels else None,
-        "layout": Layout(tuple(stems), tuple(len(row.branches) for row in rows)),
+        "images": join(images),
+        "layout": Layout(tuple(stems), tuple(len(row.branches) for row in rows), tuple(map(_shown, images))),
     }
+
+
+def join(images: Sequence[Sight]) -> dict[str, torch.Tensor]:
+    """The model's inputs for some images together; none for none."""
+    return {name: torch.cat([image.inputs[name] for image in images]) for name in (images[0].inputs if images else ())}
+
+
+def _shown(image: Sight) -> Shown:
+    told = {name: tuple(value.flatten().tolist()) for name, value in image.inputs.items() if name != "pixel_values"}
+    return Shown(len(image.inputs["pixel_values"]), image.tokens, told)

@@ -10,16 +10,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from jinja2 import TemplateError
+
 from pivot.records import BadInput, Example, Turn
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor
+    from transformers import ProcessorMixin
+
+IMAGE = "<image>"  # where data puts a picture into text, whatever the model's own placeholder is
+
+
+MARK = "b"  # stands for an assistant's text where a template is tried out
 
 
 @dataclass(frozen=True)
 class Format:
     """What a chat template puts around text, in tokens."""
 
+    lead: str  # what an assistant's text begins with behind the header of its turn: nothing, or a blank
+    trail: str  # what stands between that text and its end token: nothing, or a blank (Llama 2)
+    behind: tuple[str, str]  # what an assistant's text and a later turn are tokenised behind, if that changes their tokens
+    closing: str  # what ends a conversation that nobody answers, and is gone where turns follow: nothing, or an end token (Phi)
     tail: tuple[int, ...]  # from the end of an assistant's text to the end of its turn; the first ends generation
     image: int  # the placeholder
     control: tuple[str, ...]  # tokens that must not come from data
@@ -29,7 +40,7 @@ class Format:
 _formats: WeakKeyDictionary[Any, dict[str, Format]] = WeakKeyDictionary()
 
 
-def formatting(processor: LlavaProcessor) -> Format:
+def formatting(processor: ProcessorMixin) -> Format:
     """The format of a processor's present template, worked out once."""
     known, template = _formats.setdefault(processor, {}), str(processor.chat_template)
     if template not in known:
@@ -37,53 +48,103 @@ def formatting(processor: LlavaProcessor) -> Format:
     return known[template]
 
 
-def _formatting(processor: LlavaProcessor) -> Format:
+def _formatting(processor: ProcessorMixin) -> Format:
     if not processor.chat_template:
         raise BadInput("the processor has no chat template; give it one (chat_template.jinja beside its files)")
     prompt: list[Turn] = [{"role": "user", "content": "a"}]
-    before = render(processor, prompt, generation=True)
-    after = render(processor, [*prompt, {"role": "assistant", "content": "b"}])
-    if not after.startswith(before + "b"):
+    tokenizer, ready = processor.tokenizer, render(processor, prompt, generation=True)
+    asked, answered = render(processor, prompt), render(processor, [*prompt, {"role": "assistant", "content": MARK}])
+    ends = not ready.startswith(asked) and ready.startswith(asked.removesuffix(tokenizer.eos_token or ""))
+    closing = tokenizer.eos_token if ends else ""
+    asked = asked.removesuffix(closing)
+    turn = answered.removesuffix(closing).removeprefix(asked)
+    header, (before, found, after) = ready.removeprefix(asked), turn.partition(MARK)
+    if not (found and ready.startswith(asked) and before.split() == header.split()):
         raise BadInput("chat template: an assistant turn must be the generation prompt and then its text; use another template")
-    tail = tokens(processor, after[len(before) + 1 :])
-    if not tail:
-        raise BadInput("chat template: nothing ends an assistant turn; use a template with an end token")
-    tokenizer = processor.tokenizer
+    lead, behind = _lead(processor, ready, before.removeprefix(header) if before.startswith(header) else "")
+    trail = after[: len(after) - len(after.lstrip())] if after.strip() else ""
+    tail = _tail(processor, after.removeprefix(trail))
+    end = tokenizer.decode(tail[:1])
     chatml = {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>")} - {None, tokenizer.unk_token_id}
     return Format(
-        tail=tuple(tail),
-        image=processor.image_token_id,
-        control=tuple(t for t in tokenizer.all_special_tokens if t != processor.image_token),
+        lead=lead,
+        trail=trail,
+        behind=(behind, "" if tokens(processor, MARK, after=end) == tokens(processor, MARK) else end),
+        closing=closing,
+        tail=tail,
+        image=processor.image_token_id,  # type: ignore[attr-defined]
+        control=tuple(t for t in tokenizer.all_special_tokens if t != IMAGE),
         anywhere=frozenset(chatml | set(tokens(processor, "\n")[-1:])) if len(chatml) == 2 else None,
     )
 
 
-def tokens(processor: LlavaProcessor, text: str, plain: bool = False) -> list[int]:
-    """Token ids. `plain`: control tokens in the text are spelt out as the text they are."""
-    return processor.tokenizer(text, add_special_tokens=False, split_special_tokens=plain).input_ids
+def _lead(processor: ProcessorMixin, ready: str, gap: str) -> tuple[str, str]:
+    """What to put in front of a turn's text, and what to tokenise it behind, so that its tokens are those of the whole conversation.
+
+    Sentencepiece's kind puts a blank in front of any text that follows nothing: often that is `gap`, and must not come twice.
+    """
+    whole, start = tokens(processor, ready + gap + MARK), tokens(processor, ready)
+    for lead, behind in (("", ""), (gap, ""), (gap, "\n")):
+        if start + tokens(processor, lead + MARK, plain=True, after=behind) == whole:
+            return lead, behind
+    return gap, ""
 
 
-def render(processor: LlavaProcessor, turns: Sequence[Mapping[str, Any]], generation: bool = False) -> str:
+def _tail(processor: ProcessorMixin, after: str) -> tuple[int, ...]:
+    """Tokens behind an assistant's text. Some templates (LLaVA-1.5's) leave its end to the tokenizer's end token."""
+    if after.strip():
+        return tuple(tokens(processor, after))
+    if processor.tokenizer.eos_token_id is None:
+        raise BadInput("chat template: nothing ends an assistant turn; use a template with an end token")
+    return (processor.tokenizer.eos_token_id,)
+
+
+def opening(processor: ProcessorMixin, text: str) -> list[int]:
+    """The tokens that open a conversation: what its tokenizer puts in front of any text, unless the template already did."""
+    first = processor.tokenizer.bos_token_id
+    added = processor.tokenizer("").input_ids[:1]
+    return added if first is not None and added == [first] and not text.startswith(processor.tokenizer.bos_token) else []
+
+
+def tokens(processor: ProcessorMixin, text: str, plain: bool = False, after: str = "") -> list[int]:
+    """Token ids. `plain`: control tokens in the text are spelt out as the text they are. `after`: what the text follows."""
+    ids = processor.tokenizer(after + text, add_special_tokens=False, split_special_tokens=plain).input_ids
+    if not after:
+        return ids
+    before = tokens(processor, after, plain)
+    return ids[len(before) :] if ids[: len(before)] == before else tokens(processor, text, plain)
+
+
+def render(processor: ProcessorMixin, turns: Sequence[Mapping[str, Any]], generation: bool = False) -> str:
     """The template's text of some turns; `generation` ends it where the assistant begins to speak."""
     if not turns:
         return ""
     parts = [[{"type": "text", "text": t["content"]}] if isinstance(t["content"], str) else t["content"] for t in turns]
     messages = [{"role": turn["role"], "content": content} for turn, content in zip(turns, parts, strict=True)]
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+    try:
+        return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation)
+    except TemplateError as refused:  # many templates raise for turns that their LLM does not know
+        reason = " ".join(str(refused).split())
+        raise BadInput(f"the chat template refuses these turns ({reason}); change them, or build the MLLM with another template=") from None
 
 
 def heard(
-    processor: LlavaProcessor, before: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]], where: str
+    processor: ProcessorMixin, before: Sequence[Mapping[str, Any]], turns: Sequence[Mapping[str, Any]], where: str
 ) -> tuple[str, str]:
     """What turns add to a conversation that the assistant answers next: their own text, and the header of its turn."""
-    so_far, now = render(processor, before), render(processor, [*before, *turns])
-    ready = render(processor, [*before, *turns], generation=True)
+    try:
+        so_far, now = render(processor, before), render(processor, [*before, *turns])
+        ready = render(processor, [*before, *turns], generation=True)
+    except BadInput as refused:
+        raise BadInput(f"{where}: {refused}") from None
+    closing = formatting(processor).closing
+    so_far, now = so_far.removesuffix(closing), now.removesuffix(closing)
     if not (now.startswith(so_far) and ready.startswith(now)):
         raise BadInput(f"{where}: the chat template rewrites earlier turns; use single-turn responses or another template")
     return now[len(so_far) :], ready[len(now) :]
 
 
-def listed(example: Example, images: int, processor: LlavaProcessor) -> list[Mapping[str, Any]]:
+def listed(example: Example, images: int, processor: ProcessorMixin) -> list[Mapping[str, Any]]:
     """The prompt as turns whose content is a list of parts, pictures where they belong.
 
     A single placeholder in a turn moves to its front, as LLaVA has it; several stay in place. Without any, all pictures
@@ -92,15 +153,14 @@ def listed(example: Example, images: int, processor: LlavaProcessor) -> list[Map
     turns: list[Turn] = [{"role": "user", "content": example.prompt}] if isinstance(example.prompt, str) else list(example.prompt)
     if not turns or turns[-1]["role"] != "user":
         raise BadInput(f"row {example.id}: the prompt must end with a user turn; move what follows into the response")
-    token = processor.image_token
-    placed = sum(t["content"].count(token) for t in turns)
+    placed = sum(t["content"].count(IMAGE) for t in turns)
     if placed not in (0, images):
-        raise BadInput(f"row {example.id}: {placed} {token} in the prompt but {images} images; make them agree or leave {token} out")
+        raise BadInput(f"row {example.id}: {placed} {IMAGE} in the prompt but {images} images; make them agree or leave {IMAGE} out")
     pictures_first = placed == 0
     out: list[Mapping[str, Any]] = []
     for turn in turns:
         refuse_control(turn["content"], processor, f"row {example.id}, prompt")
-        pieces = [{"type": "text", "text": piece} for piece in turn["content"].split(token)]
+        pieces = [{"type": "text", "text": piece} for piece in turn["content"].split(IMAGE)]
         parts: list[Mapping[str, str]] = [pieces[0]]
         if pictures_first and turn["role"] == "user":
             parts, pictures_first = [*[{"type": "image"}] * images, pieces[0]], False
@@ -113,7 +173,7 @@ def listed(example: Example, images: int, processor: LlavaProcessor) -> list[Map
     return out
 
 
-def refuse_control(text: str, processor: LlavaProcessor, where: str) -> None:
+def refuse_control(text: str, processor: ProcessorMixin, where: str) -> None:
     """Text from data must not forge a turn."""
     for control in formatting(processor).control:
         if control in text:

@@ -6,6 +6,7 @@ N tokens of the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pivot.data.collate import Layout, Piece
+from pivot.data.collate import Layout, Piece, Stem
 
 Backend = Literal["shared", "repeat"]
 PADDING = -1  # as segment; 0 is the trunk, 1 .. k are the branches
@@ -25,7 +26,7 @@ class Placement:
 
     take: Tensor  # (R, T) number of the token in the batch, 0 at padding
     segment: Tensor  # (R, T)
-    positions: Tensor  # (R, T) restart at the end of the trunk for every branch
+    positions: Tensor  # (R, T), or (axes, R, T) where an LLM counts along several; restart at the end of the trunk for every branch
     images: list[int]  # numbers of the images, in the order in which rows need them; `repeat` needs them once per row
     read: Tensor  # (S,) place in the flattened (R * T) rows whose state predicts a supervised token
     target: Tensor  # (S,) number of that token in the batch
@@ -38,8 +39,16 @@ class Placement:
         return bool((self.segment > 1).any())
 
 
-def place(layout: Layout, backend: Backend) -> Placement:
-    """Lay a batch out. `shared` makes one row a trunk, `repeat` one row a response."""
+def along(stem: Stem) -> np.ndarray:
+    """Positions (1, T) of a trunk in an LLM that counts its tokens, pictures or not."""
+    return np.arange(len(stem.trunk))[None]
+
+
+def place(layout: Layout, backend: Backend, counted: Callable[[Stem], np.ndarray] = along) -> Placement:
+    """Lay a batch out. `shared` makes one row a trunk, `repeat` one row a response. `counted`: positions (axes, T) of a trunk.
+
+    A branch goes on, along all axes alike, from one behind the furthest position of its trunk.
+    """
     rows = [
         (stem, branches)
         for stem in layout.stems
@@ -47,21 +56,23 @@ def place(layout: Layout, backend: Backend) -> Placement:
         if branches
     ]
     width = max((len(stem.trunk) + sum(len(piece) for _, piece in branches) for stem, branches in rows), default=0)
-    take, positions = np.zeros((len(rows), width), int), np.zeros((len(rows), width), int)
-    segment = np.full((len(rows), width), PADDING)
+    trunks = [counted(stem) for stem, _ in rows]
+    take, segment = np.zeros((len(rows), width), int), np.full((len(rows), width), PADDING)
+    positions = np.zeros((len(trunks[0]) if trunks else 1, len(rows), width), int)
     found: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, int]] = {}  # (example, response) -> read, target, last
 
-    def put(row: int, at: int, piece: Piece, number: int, position: int) -> None:
+    def put(row: int, at: int, piece: Piece, number: int, where: np.ndarray) -> None:
         span = slice(at, at + len(piece))
         take[row, span] = np.arange(piece.start, piece.stop)
-        positions[row, span] = np.arange(position, position + len(piece))
+        positions[:, row, span] = where
         segment[row, span] = number
 
     for row, (stem, branches) in enumerate(rows):
         trunk, at = stem.trunk, len(stem.trunk)
-        put(row, 0, trunk, 0, 0)
+        put(row, 0, trunk, 0, trunks[row])
+        onward = trunks[row].max() + 1
         for number, (response, piece) in enumerate(branches, start=1):
-            put(row, at, piece, number, len(trunk))
+            put(row, at, piece, number, np.arange(onward, onward + len(piece)))
             # The first token of any branch is predicted from the last of the trunk, not from its neighbour in the row.
             before = np.where(piece.supervised == 0, len(trunk) - 1, at + piece.supervised - 1)
             read = np.concatenate([trunk.supervised - 1, before]) + row * width
@@ -72,7 +83,7 @@ def place(layout: Layout, backend: Backend) -> Placement:
     return Placement(
         take=torch.from_numpy(take),
         segment=torch.from_numpy(segment),
-        positions=torch.from_numpy(positions),
+        positions=torch.from_numpy(positions[0] if len(positions) == 1 else positions),
         images=[image for stem, _ in rows for image in stem.images],
         read=torch.from_numpy(np.concatenate([np.zeros(0, int), *(found[key][0] for key in order)])),
         target=torch.from_numpy(np.concatenate([np.zeros(0, int), *(found[key][1] for key in order)])),

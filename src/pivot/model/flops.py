@@ -2,7 +2,7 @@
 
 Counted as torch's FlopCounterMode counts: attention over the whole square (no discount for causality), matrix products only.
 Padding between examples is not in it; the padding that `repeat` needs between an example's own rows is.
-Letters: N tokens of an image in the tower, T tokens of an LLM row, S positions that go through the LM head, D width.
+A view is what the tower takes at once: a picture, a tile of it, or the patches of one; as rows and columns of patches.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from weakref import ref
 
 import torch
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from pivot.data.collate import Row
+from pivot.data.vision import Sight
 from pivot.encoder import towers
+from pivot.model import languages
 from pivot.model.branches import Backend
 from pivot.model.families import family
 from pivot.records import Tap
 
 PARTS = ("tower", "projector", "llm")
+View = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Weights:
     patch: int  # of the patch embedding
     block: int  # of one block of the tower
     block_last: int  # of its last linear map: checkpointing stops its recomputation before it
+    joined: tuple[float, float] | None  # instead of these three: forward and backward operations of a `pivot_tower` for one picture
     projector: int
     layer: int  # of one layer of the LLM
     layer_last: int
@@ -49,97 +55,148 @@ def weights(config: PreTrainedConfig) -> Weights:
             model = AutoModelForImageTextToText.from_config(config)
         row = family(config)
         tower, projector, llm, head = (model.get_submodule(name) for name in (row.tower, row.projector, row.llm, row.head))
-        block, layer = towers.blocks(tower)[0], towers.blocks(llm)[0]
+        joined = towers.family(config.vision_config).layout == "joined"
+        block, layer = [0] if joined else _sizes(towers.blocks(tower)[0]), _sizes(towers.blocks(llm)[0])
         known = Weights(
-            patch=_sizes(tower, nn.Conv2d)[0],
-            block=sum(_sizes(block)),
-            block_last=_sizes(block)[-1],
+            patch=0 if joined else _sizes(tower, nn.Conv2d, nn.Conv3d)[0],
+            block=sum(block),
+            block_last=block[-1],
+            joined=_measured(tower, config.vision_config) if joined else None,
             projector=sum(_sizes(projector)),
-            layer=sum(_sizes(layer)),
-            layer_last=_sizes(layer)[-1],
+            layer=sum(layer),
+            layer_last=layer[-1],
             head=sum(_sizes(head)),
         )
         _known[id(config)] = ref(config), known
     return known
 
 
-def _sizes(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> list[int]:
-    return [layer.get_parameter("weight").numel() for layer in module.modules() if isinstance(layer, kind)]
+def _sizes(module: nn.Module, *kinds: type[nn.Module]) -> list[int]:
+    return [layer.get_parameter("weight").numel() for layer in module.modules() if isinstance(layer, kinds or nn.Linear)]
+
+
+def _measured(tower: PreTrainedModel, vision: PreTrainedConfig) -> tuple[float, float]:
+    """Operations of a tower of any making, for one picture and on shapes alone: convolutions fit no formula."""
+    for parameter in towers.idle_parameters(tower, Tap(layer=-1)).values():
+        parameter.requires_grad_(False)
+    pixels = torch.zeros(1, 3, *vision.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        features = tower(pixels).hidden_states[-1]
+        forward = counter.get_total_flops()
+        features.sum().backward()
+    return float(forward), float(counter.get_total_flops() - forward)
 
 
 def flops(
     config: PreTrainedConfig,
-    image_tokens: int,
-    prompt_tokens: int,
+    views: Sequence[View],
+    trunk: int,
     response_lengths: Sequence[int],
     backend: Backend = "shared",
     backward: bool = True,
     trained: Collection[str] = PARTS,
     checkpointing: bool = False,
 ) -> float:
-    """Of scoring the responses to one trunk of `image_tokens` + `prompt_tokens` tokens, and with `backward` of the gradients too.
+    """Of scoring the responses to a trunk of so many tokens, its images among them, and with `backward` of the gradients too.
 
-    `trained`: the parts that have a learning rate; the others need no gradients for their own weights, and a tower that is not
-    trained none at all. `checkpointing`: activations are computed once more on the way back.
+    `views`: of all its images. `trained`: the parts that have a learning rate; the others need no gradients for their own weights,
+    and a tower that is not trained none at all. `checkpointing`: activations are computed once more on the way back.
     """
     if not response_lengths:
         return 0.0  # nothing is scored, so nothing is run
-    vision, text = config.vision_config, config.text_config
-    rows, columns = towers.grid(vision)
-    prefix = towers.prefix(vision)
-    per_image = rows * columns + prefix - (config.vision_feature_select_strategy == "default")
-    passes = 1 if backend == "shared" else len(response_lengths)
-    images = image_tokens / per_image * passes
-    trunk = image_tokens + prompt_tokens
+    text, size = config.get_text_config(), weights(config)
     lengths = [trunk + sum(response_lengths)] if backend == "shared" else [trunk + max(response_lengths)] * len(response_lengths)
-    size = weights(config)
 
     # Forward: linear maps and attention apart, since gradients of frozen weights are not computed but those through them are.
-    tokens = rows * columns + prefix
-    patch, block_linear, block_attention = _tower(config, images)
-    projector = 2 * images * per_image * size.projector
+    tower = _tower(config, views, 1 if backend == "shared" else len(response_lengths))
+    projector = 2 * tower.tokens * size.projector
     llm_linear = 2 * sum(lengths) * text.num_hidden_layers * size.layer
-    width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
-    llm_attention = 4 * sum(length**2 for length in lengths) * width * text.num_hidden_layers
+    llm_attention = 4 * sum(length**2 for length in lengths) * _width(text) * text.num_hidden_layers
     head = 2 * sum(response_lengths) * size.head
-    tower = patch + vision.num_hidden_layers * (block_linear + block_attention)  # stock towers run the blocks above the tap, too
-    forward = tower + projector + llm_linear + llm_attention + head
+    forward = tower.patch + tower.below + tower.above + projector + llm_linear + llm_attention + head
     if not backward or not trained:
         return float(forward)
 
     # Backward: one product for the input's gradient, one for the weight's; attention two for each of its two.
     learns = {part: part in trained for part in PARTS}
-    below = towers.depth(vision, Tap(layer=config.vision_feature_layer))
     back = (llm_linear + head) * (1 + learns["llm"]) + 2 * llm_attention
     if learns["tower"] or learns["projector"]:
         back += projector * (learns["tower"] + learns["projector"])
     if learns["tower"]:
-        back += patch + below * 2 * (block_linear + block_attention)  # pixels need no gradient
+        back += tower.patch + 2 * tower.below  # pixels need no gradient
     if checkpointing:
         back += llm_linear + llm_attention - 2 * sum(lengths) * text.num_hidden_layers * size.layer_last
-        back += below * (block_linear + block_attention - 2 * images * tokens * size.block_last) * learns["tower"]
+        back += tower.again * learns["tower"]
     return float(forward + back)
 
 
 def tower_flops(config: PreTrainedConfig, images: int) -> float:
     """Of training the tower up to the tap, forward and backward: stage 0, without what learns beside it."""
-    patch, linear, attention = _tower(config, images)
-    below = towers.depth(config.vision_config, Tap(layer=config.vision_feature_layer))
-    return float(2 * patch + 3 * below * (linear + attention))
+    tower = _tower(config, [towers.grid(config.vision_config)], images)
+    return float(2 * tower.patch + 3 * tower.below)
 
 
-def _tower(config: PreTrainedConfig, images: float) -> tuple[float, float, float]:
-    """Forward: the patch embedding, and one block's linear maps and attention."""
-    vision, size = config.vision_config, weights(config)
-    rows, columns = towers.grid(vision)
-    patches = rows * columns
-    tokens = patches + towers.prefix(vision)
-    return 2 * images * patches * size.patch, 2 * images * tokens * size.block, 4 * images * tokens**2 * vision.hidden_size
+def _width(llm: PreTrainedConfig) -> int:
+    """Of all attention heads together; 0 where there is no attention."""
+    heads = getattr(llm, "num_attention_heads", 0)
+    return heads * (getattr(llm, "head_dim", None) or llm.hidden_size // heads) if heads else 0
+
+
+@dataclass(frozen=True)
+class _Tower:
+    """Forward operations of a tower: patch embedding, blocks that the tap's features pass through, and the stock towers' rest."""
+
+    patch: float
+    below: float
+    above: float
+    again: float  # what checkpointing computes once more
+    tokens: float  # that go into the projector
+
+
+def _tower(config: PreTrainedConfig, views: Sequence[View], passes: int) -> _Tower:
+    vision, size, row = config.vision_config, weights(config), family(config)
+    merged = vision.spatial_merge_size**2 if row.merges else 1
+    patches = [rows * columns for rows, columns in views]
+    if size.joined:
+        forward, back = (each * len(views) * passes for each in size.joined)
+        return _Tower(0, back / 2, forward - back / 2, back / 2, sum(patches) * passes)
+    tokens = [count + towers.prefix(vision) for count in patches]
+    width = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL's hidden_size is the LLM's
+    linear, last = (2 * sum(tokens) * weight * passes for weight in (size.block, size.block_last))
+    everywhere = 4 * sum(count**2 for count in tokens) * width * passes
+    windowed = 4 * sum(_in_windows(vision, view) for view in views) * width * passes
+    whole = getattr(vision, "fullatt_block_indexes", None)
+    cost = [linear + (everywhere if whole is None or block in whole else windowed) for block in range(vision.num_hidden_layers)]
+    below = towers.depth(vision, row.tap(config))
+    dropped = len(views) if getattr(config, "vision_feature_select_strategy", "full") == "default" else 0
+    return _Tower(
+        patch=2 * sum(patches) * size.patch * passes,
+        below=sum(cost[:below]),
+        above=sum(cost[below:]),
+        again=sum(cost[:below]) - below * last,
+        tokens=(sum(tokens) - dropped) * passes / merged,
+    )
+
+
+def _in_windows(vision: PreTrainedConfig, view: View) -> int:
+    """Pairs of patches that see one another where attention is cut into square windows; at the edges smaller ones remain."""
+    side = getattr(vision, "window_size", 0) // vision.patch_size if getattr(vision, "window_size", 0) else max(view)
+    rows, columns = ([min(side, length - start) for start in range(0, length, side)] for length in view)
+    return sum((high * wide) ** 2 for high in rows for wide in columns)
+
+
+def views(config: PreTrainedConfig, images: Sequence[Sight]) -> list[View]:
+    """What the tower takes of some images."""
+    if family(config).view == "patches":
+        grids = (image.inputs["image_grid_thw"][0].tolist() for image in images)
+        return [(rows, columns) for _, rows, columns in grids]
+    return [towers.grid(config.vision_config)] * sum(len(image.inputs["pixel_values"]) for image in images)
 
 
 def row_flops(config: PreTrainedConfig, row: Row, backend: Backend = "shared", **options: Any) -> float:
-    """`flops` of a tokenised example: the sum over its trunks."""
+    """`flops` of a tokenised example: the sum over its trunks. An LLM that allows no branches is scored through `repeat`."""
+    used, _ = languages.backend(config.get_text_config(), backend)
     return sum(
-        flops(config, t.image_tokens, len(t.span) - t.image_tokens, [len(row.branches[n]) for n in t.responses], backend, **options)
+        flops(config, views(config, t.images), len(t.span), [len(row.branches[n]) for n in t.responses], used, **options)
         for t in row.trunks
     )

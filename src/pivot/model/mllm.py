@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,21 +21,20 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 
 from pivot.data.collate import LabelMask, Row, encode
 from pivot.encoder import Encoder, towers
 from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json
+from pivot.model import detached, small
 from pivot.model import llm as llms
-from pivot.model.families import FAMILIES, context, family
+from pivot.model.families import FAMILIES, context, family, parts
 from pivot.model.languages import language
 from pivot.model.template import BASE, IMAGE
 from pivot.model.template import template as chosen
-from pivot.records import BadInput, Example, Tap, picture
-
-if TYPE_CHECKING:
-    from pivot.records import Picture
+from pivot.records import BadInput, Example, Tap
 
 NOTES = "pivot.json"  # beside the stock files: the tap, and a hash of each part's weights
 # Of a Hub model; one of each line must be there.
@@ -45,7 +44,7 @@ NEEDED = (("config.json",), ("model.safetensors", "model.safetensors.index.json"
 class MLLM:
     """A stock transformers MLLM and what must travel with it. Made by `build`, `load` or `tiny`."""
 
-    def __init__(self, model: PreTrainedModel, processor: LlavaProcessor, tap: Tap) -> None:
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, tap: Tap) -> None:
         self.model = model
         self.processor = processor
         self.tap = tap
@@ -60,17 +59,22 @@ class MLLM:
         tokenizer: PreTrainedTokenizerBase | None = None,
         template: str | None = None,
         layer: int | None = None,
+        pixels: int | tuple[int, int] | None = None,
         dtype: str = "float32",
         seed: int = 0,
     ) -> MLLM:
         """Put an encoder and an LLM together with a fresh 2-layer MLP between them.
 
         Both are taken over, not copied. `layer`: where the tower is read, by default the encoder's own tap. `tokenizer`: needed
-        only with an LLM that is given as a module. `template`: the chat template; by default ChatML where the tokenizer knows it,
-        else the tokenizer's own; Jinja text or the path of a .jinja file. `seed` decides the projector and any new embedding.
+        only with an LLM that is given as a module. `pixels`: an image size other than the encoder's own. `template`: the chat
+        template, as Jinja text or the path of a .jinja file; by default ChatML where the tokenizer knows it, else the tokenizer's
+        own. `seed` decides the projector and any new embedding.
         """
         if isinstance(encoder, str):
-            encoder = Encoder.load(encoder, dtype=dtype)
+            encoder = Encoder.load(encoder, dtype=dtype, pixels=pixels)
+        elif pixels is not None:
+            encoder = encoder.resized(pixels)
+        encoder = encoder.fitting()
         if isinstance(llm, str):
             llm, tokenizer = llms.load(llm, dtype)
         if tokenizer is None:
@@ -79,18 +83,23 @@ class MLLM:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokenizer = llms.with_image_token(tokenizer, llms.prepare(llm))
-            model = _join(encoder.model, llm, tap, tokenizer.get_vocab()[IMAGE])
+            model = _join(encoder, llm, tap, tokenizer.get_vocab()[IMAGE])
         llms.prove(llm, model)
         processor = _processor(encoder.model, encoder.processor, tokenizer, chosen(tokenizer, template))
         model.generation_config = _generation_config(processor)
         return cls(model, processor, tap).to(dtype=dtype)
 
     @classmethod
-    def tiny(cls, encoder: str = "siglip", llm: str = "qwen2", seed: int = 0) -> MLLM:
-        """Random weights that depend on the seed alone, any families of the two tables, with the base's tokenizer and processor."""
+    def tiny(cls, encoder: str = "siglip", llm: str = "qwen2", seed: int = 0, family: str = "llava") -> MLLM:
+        """Random weights that depend on the seed alone, with the base's tokenizer and processor.
+
+        `llava` of any families of the two tables; another family of MLLMs has its own tower and LLM, and own processor.
+        """
+        if family != "llava":
+            return cls(*small.make(family, seed))
         row, base = language(llm), AutoProcessor.from_pretrained(BASE, backend=PIXELS)
         size = base.image_processor.size["height"]
-        tower = towers.tiny(encoder, pixels=size, patch=base.patch_size, seed=seed)
+        tower = Encoder.tiny(encoder, pixels=size, patch=base.patch_size, seed=seed).model
         config = {
             "vocab_size": len(base.tokenizer),
             "hidden_size": 32,
@@ -117,7 +126,7 @@ class MLLM:
             torch.manual_seed(seed)
             model = LlavaForConditionalGeneration(LlavaConfig.from_pretrained(BASE))
         model.generation_config = _generation_config(processor)
-        return cls(model, processor, _tap(model)).to(dtype="float32")
+        return cls(model, processor, family(model.config).tap(model.config)).to(dtype="float32")
 
     @classmethod
     def load(cls, source: str | Path, device: str | torch.device | None = None, dtype: str | None = None) -> MLLM:
@@ -139,7 +148,7 @@ class MLLM:
         lacking = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
         if lacking:
             raise BadInput(f"MLLM {where}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; save it again")
-        mllm = cls(model, processor, _tap(model))
+        mllm = cls(model, processor, family(model.config).tap(model.config))
         notes = Path(where) / NOTES
         if notes.is_file():
             told = read_json(notes)
@@ -166,9 +175,8 @@ class MLLM:
         return self
 
     def parts(self) -> dict[str, nn.Module]:
-        """Tower, projector and LLM. The LLM includes its head, tied or not."""
-        tower, projector, llm, head = (self.model.get_submodule(getattr(self.family, n)) for n in ("tower", "projector", "llm", "head"))
-        return {"tower": tower, "projector": projector, "llm": nn.ModuleDict({"model": llm, "head": head})}
+        """Tower, projector and LLM: every parameter in exactly one. The LLM includes its head, tied or not."""
+        return parts(self.model)
 
     def encode(self, example: Example, label_mask: LabelMask = "clean", limit: int | None = None) -> Row:
         """Tokenise one example. A row longer than `limit`, or than what the LLM was made for, is a `BadInput`."""
@@ -179,21 +187,13 @@ class MLLM:
         return {name: hash_tensors(part.state_dict()) for name, part in self.parts().items()}
 
     def detach(self) -> Encoder:
-        """The tower as an encoder with its tap, its image processor and its projector. It shares their weights with this model."""
-        tower, projector = self.parts()["tower"], self.parts()["projector"]
-        return Encoder(tower, self.processor.image_processor, self.tap, projector, self._inside)  # type: ignore[arg-type]
+        """The tower as an encoder with its tap, an image processor and its projector. It shares their weights with this model."""
+        return detached.take_out(self)
 
-    @torch.no_grad()
-    def _inside(self, images: Sequence[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What goes into the projector, (B, P, D) of the tower, and what comes out, (B, P, D) of the LLM."""
-        seen: list[torch.Tensor] = []
-        handle = self.parts()["projector"].register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
-        try:
-            pixels = self.processor.image_processor(images=[picture(image) for image in images], return_tensors="pt")["pixel_values"]
-            self.family.features(self.model, pixels.to(self.model.device, self.model.dtype))
-        finally:
-            handle.remove()
-        return seen[0], seen[1]
+    def attach(self, encoder: Encoder) -> MLLM:
+        """Put back an encoder that was detached from this MLLM or one of its shape; returns itself. The projector stays its own."""
+        detached.put_back(self, encoder)
+        return self
 
     def _check(self, told: Mapping[str, str], where: str | Path) -> None:
         for name, found in self.hashes().items():
@@ -201,12 +201,12 @@ class MLLM:
                 raise BadInput(f"MLLM {where}: the weights of its {name} are not those that were saved; save it again or delete {NOTES}")
 
 
-def describe(source: str | Path) -> tuple[PreTrainedConfig, LlavaProcessor]:
+def describe(source: str | Path) -> tuple[PreTrainedConfig, ProcessorMixin]:
     """Config and processor of what `MLLM.load` opens, without its weights. What is no MLLM is a `BadInput`."""
     return _described(*_place(str(source)))
 
 
-def _described(where: str, here: bool) -> tuple[PreTrainedConfig, LlavaProcessor]:
+def _described(where: str, here: bool) -> tuple[PreTrainedConfig, ProcessorMixin]:
     try:
         with quiet():
             config = AutoConfig.from_pretrained(where, local_files_only=here)
@@ -235,20 +235,21 @@ def holds_mllm(source: str) -> bool:
 
 
 def _is_encoder(config: PreTrainedConfig) -> bool:
-    return config.model_type in [name for row in towers.FAMILIES for name in (row.model_type, *row.combined)]
+    return config.model_type in [name for row in towers.ROWS for name in (row.model_type, *row.combined)]
 
 
-def _join(tower: PreTrainedModel, llm: PreTrainedModel, tap: Tap, image_token: int) -> LlavaForConditionalGeneration:
+def _join(encoder: Encoder, llm: PreTrainedModel, tap: Tap, image_token: int) -> LlavaForConditionalGeneration:
     if tap.norm:
         raise BadInput("stock LLaVA reads hidden states before the final norm: use a tap without norm")
-    row = towers.family(tower.config)
-    rows, columns = towers.grid(tower.config)
+    tower, row = encoder.model, encoder.family
+    rows, columns = encoder.grid
+    blocks = towers.num_blocks(tower.config)
     config = LlavaConfig(
         vision_config=tower.config,
         text_config=llm.config,
         image_token_index=image_token,
         image_seq_length=rows * columns + towers.prefix(tower.config) - (row.strategy == "default"),
-        vision_feature_layer=tap.layer,
+        vision_feature_layer=tap.layer or -blocks - 1,  # transformers takes 0 for "none"
         vision_feature_select_strategy=row.strategy,
         tie_word_embeddings=llm.config.tie_word_embeddings,
     )
@@ -276,7 +277,7 @@ def _processor(tower: PreTrainedModel, image_processor: Any, tokenizer: PreTrain
     )
 
 
-def _generation_config(processor: LlavaProcessor) -> GenerationConfig:
+def _generation_config(processor: ProcessorMixin) -> GenerationConfig:
     """Greedy, ended by the end of the assistant's turn: an LLM's own sampling defaults are not the MLLM's."""
     from pivot.data.turns import formatting
 
@@ -295,17 +296,3 @@ def _place(source: str) -> tuple[str, bool]:
         raise BadInput(f"MLLM '{source}': no such folder; check the path, take the shipped 'base', or write hf:OWNER/NAME")
     name = source.removeprefix("hf:")
     return name, reach(name, NEEDED)
-
-
-def _tap(model: PreTrainedModel) -> Tap:
-    """The tap of a stock LLaVA, read off its config."""
-    config = model.config
-    if not isinstance(config.vision_feature_layer, int):
-        raise BadInput(f"this LLaVA reads layers {config.vision_feature_layer} of its tower; only one can be the tap")
-    row = towers.family(config.vision_config)
-    if config.vision_feature_select_strategy != row.strategy:
-        raise BadInput(
-            f"feature strategy '{config.vision_feature_select_strategy}' does not fit a {row.name} tower, which needs '{row.strategy}'; "
-            "correct vision_feature_select_strategy in config.json"
-        )
-    return towers.default_tap(config.vision_config, config.vision_feature_layer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from pivot.data.collate import Row
+from pivot.data.collate import Row, join
 from pivot.data.turns import formatting
 from pivot.model.families import context
 from pivot.records import BadInput, Example
@@ -69,7 +69,8 @@ def _generate(mllm: MLLM, rows: Sequence[Row], max_new: int, temperature: float,
     pad = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])  # left: all replies begin side by side
     seen = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    pixels = [row.trunks[0].pixels for row in rows if row.trunks[0].pixels is not None]
+    images = join([image for row in rows for image in row.trunks[0].images])
+    told = mllm.family.asked(images, ids == model.config.image_token_id) if images else {}
     sampling: dict[str, Any] = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
     )
@@ -80,7 +81,7 @@ def _generate(mllm: MLLM, rows: Sequence[Row], max_new: int, temperature: float,
         made = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=seen.to(model.device),
-            **({"pixel_values": torch.cat(pixels).to(model.device, model.dtype)} if pixels else {}),
+            **{name: value.to(model.device, model.dtype if value.is_floating_point() else None) for name, value in told.items()},
         )
     finally:
         model.generation_config = kept

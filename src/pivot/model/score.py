@@ -13,13 +13,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args, overload
 
 import torch
+from accelerate.utils import send_to_device
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pivot.data.collate import LabelMask, collate
+from pivot.data.collate import LabelMask, Layout, collate
+from pivot.data.vision import inputs_of
 from pivot.model import languages
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
-from pivot.model.families import family
+from pivot.model.families import counted, family
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ class Scorer(nn.Module):
         super().__init__()
         if backend not in get_args(Backend):
             raise BadInput(f"no scorer backend '{backend}'; known: {', '.join(get_args(Backend))}")
-        self.model = mllm.model
+        self.model, self.processor = mllm.model, mllm.processor
         # `fallback`: why it is not the backend that was asked for, if it is not.
         self.backend, self.fallback = languages.backend(mllm.model.config.get_text_config(), backend)
         self.family = family(mllm.model.config)
@@ -71,10 +74,10 @@ class Scorer(nn.Module):
     def forward(self, batch: Mapping[str, Any], hidden: bool = False) -> Scores:
         """Score a batch of `data.collate.collate`."""
         tokens = batch["tokens"]  # (N,)
-        placement = place(batch["layout"], self.backend)
+        placement = place(batch["layout"], self.backend, counted(self.config, batch["layout"]))
         if not len(placement.take):
             raise BadInput(f"nothing to score: no example of the batch {', '.join(batch['id'][:3])} ... has a response; give each one")
-        states = self._states(tokens, batch.get("pixel_values"), placement).flatten(0, 1)  # (R * T, D)
+        states = self._states(tokens, batch["images"], batch["layout"], placement).flatten(0, 1)  # (R * T, D)
         read = states[placement.read.to(tokens.device)]  # (S, D): only these go through the LM head
         logits = self.part("head")(read)  # (S, V)
         if logits.dtype != torch.float64:
@@ -87,36 +90,49 @@ class Scorer(nn.Module):
         nested = _nest(read, placement.counts)
         return found._replace(hidden=[[torch.cat(pair) for pair in zip(*pairs, strict=True)] for pairs in zip(nested, last, strict=True)])
 
-    def _states(self, tokens: Tensor, pixels: Tensor | None, placement: Placement) -> Tensor:
+    def _states(self, tokens: Tensor, images: Mapping[str, Tensor], layout: Layout, placement: Placement) -> Tensor:
         """The LLM's last hidden states (R, T, D)."""
         segment = placement.segment.to(tokens.device)
         ids = tokens[placement.take.to(tokens.device)]  # (R, T)
         llm = cast("PreTrainedModel", self.part("llm"))
         embeds = llm.get_input_embeddings()(ids)  # (R, T, D)
         if placement.images:
-            assert pixels is not None
-            at_image = (ids == self.model.config.image_token_id) & (segment != PADDING)
-            if placement.images != list(range(len(pixels))):
-                pixels = pixels[placement.images]
-            embeds = self.family.place(embeds, at_image, self.family.features(self.model, pixels))
+            at_image = (ids == self.config.image_token_id) & (segment != PADDING)
+            features = self._features(images, layout, placement)  # (P, D)
+            embeds = embeds.masked_scatter(at_image[..., None], features.to(embeds.dtype))
         elif torch.is_grad_enabled() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
             embeds = embeds + self._blank().to(embeds.dtype)
+        positions = placement.positions.to(tokens.device)
         if not placement.branched:  # padding is on the right: nothing that counts can see it
-            return llm(inputs_embeds=embeds, use_cache=False).last_hidden_state
+            where = {"position_ids": positions} if positions.ndim == 3 else {}  # along one axis the LLM counts by itself
+            return llm(inputs_embeds=embeds, use_cache=False, **where).last_hidden_state
         mask = branch_mask(segment)
         if llm.config._attn_implementation == "eager":  # eager adds the mask; a boolean one would add 0 and 1, silently
             mask = torch.zeros(mask.shape, dtype=embeds.dtype, device=mask.device).masked_fill(~mask, torch.finfo(embeds.dtype).min)
         # Without the mask, transformers takes restarted positions for packed sequences and cuts branches off their trunk.
-        positions = placement.positions.to(tokens.device)
         return llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+
+    def _features(self, images: Mapping[str, Tensor], layout: Layout, placement: Placement) -> Tensor:
+        """(P, D) of the images in the order in which the rows need them."""
+        order = placement.images
+        if order != list(range(len(layout.images))):
+            pixels = images["pixel_values"].split([image.entries for image in layout.images])
+            told = {name: value[order] for name, value in images.items() if name != "pixel_values"}
+            images = {"pixel_values": torch.cat([pixels[image] for image in order]), **told}
+        features = self.family.features(self.model, images)
+        room = sum(layout.images[image].tokens for image in order)
+        if len(features) != room:  # else features would go to places of others, or be left out, silently
+            raise BadInput(
+                f"the processor leaves room for {room} image tokens where the model has {len(features)}; give the MLLM its own processor"
+            )
+        return features
 
     def _blank(self) -> Tensor:
         """Zero, by way of tower and projector: a process without images must still take part in every gradient exchange."""
-        vision = self.model.config.vision_config
-        height, width = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size, vision.image_size)
         weight = next(self.part("projector").parameters())
-        pixels = torch.zeros(1, getattr(vision, "num_channels", 3), height, width, dtype=weight.dtype, device=weight.device)
-        return self.family.features(self.model, pixels)[:0].sum()  # of nothing: cannot become NaN
+        blank = inputs_of(self.processor, [Image.new("RGB", (32, 32))])[0]
+        features = self.family.features(self.model, {name: value.to(weight.device) for name, value in blank.items()})
+        return features[:0].sum()  # of nothing: cannot become NaN
 
 
 def _nest(flat: Tensor, counts: Sequence[Sequence[int]]) -> list[list[Tensor]]:
@@ -163,8 +179,7 @@ def score(
     with torch.set_grad_enabled(grad):
         for first in range(0, len(examples), batch):
             rows = [mllm.encode(example, label_mask) for example in examples[first : first + batch]]
-            moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in collate(rows).items()}
-            found = scorer(moved, hidden=hidden)
+            found = scorer(send_to_device(collate(rows), device), hidden=hidden)
             logps += found.logps
             states += found.hidden or []
     return Scores(logps, states) if hidden else logps

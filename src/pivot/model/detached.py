@@ -1,0 +1,108 @@
+"""A tower taken out of an MLLM as an encoder, and put back.
+
+Shapes: B images, P patches, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from pivot.data.collate import join
+from pivot.data.vision import Sight, inputs_of
+from pivot.encoder import Encoder, source
+from pivot.encoder.reading import in_raster_order
+from pivot.files import hash_tensors
+from pivot.records import BadInput, picture
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedModel
+
+    from pivot.model.mllm import MLLM
+    from pivot.records import Picture
+
+PATCHES = 32  # a side, for towers that take any size: 448 pixels in Qwen-VL's
+LIKE = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
+
+
+def take_out(mllm: MLLM) -> Encoder:
+    """The tower with its tap, an image processor that gives it one square picture, and its projector if that is a module of its own."""
+    row, model = mllm.family, mllm.model
+    tower = cast("PreTrainedModel", model.get_submodule(row.tower))
+    processor = mllm.processor.image_processor if row.view == "picture" else _square(mllm)
+    projector = None if row.merges else model.get_submodule(row.projector)
+    return Encoder(tower, processor, mllm.tap, projector, lambda images: _inside(mllm, processor, images))
+
+
+def _square(mllm: MLLM) -> BaseImageProcessor:
+    """For a tower that its MLLM shows tiles, or pictures of any shape: the whole picture at one size, with the MLLM's normalisation."""
+    vision, own = mllm.model.config.vision_config, mllm.processor.image_processor
+    if mllm.family.view == "tiles":
+        side = vision.image_size
+    else:
+        cell = vision.patch_size * vision.spatial_merge_size
+        least, most = (math.sqrt(own.size[name]) / cell for name in ("shortest_edge", "longest_edge"))
+        side = cell * min(max(PATCHES // vision.spatial_merge_size, math.ceil(least)), math.floor(most))
+    square = source.square_processor(vision, side)
+    for name in LIKE:
+        setattr(square, name, getattr(own, name))
+    return square
+
+
+@torch.no_grad()
+def _inside(mllm: MLLM, processor: Any, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+    """What goes into the projector, (B, P, D) of the tower, and what comes out, (B, P, D) of the LLM: by the MLLM's own processor.
+
+    Of several tiles the first, which shows the whole picture. A tower for pictures of any shape is shown them already square.
+    """
+    row, seen = mllm.family, list[Tensor]()
+    pictures = [picture(image) for image in images]
+    if row.view == "patches":
+        side = processor.size["height"], processor.size["width"]
+        pictures = [one.resize(side[::-1], Image.Resampling(processor.resample)) for one in pictures]
+    shown = [Sight(inputs_of(mllm.processor, [one])[0], 0) for one in pictures]
+    moved = {name: value.to(mllm.model.device) for name, value in join(shown).items()}
+    handle = mllm.model.get_submodule(row.projector).register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
+    try:
+        row.features(mllm.model, moved)
+    finally:
+        handle.remove()
+    if row.view == "patches":
+        grid = shown[0].inputs["image_grid_thw"][0, 1:].tolist()
+        return in_raster_order(mllm.model.config.vision_config, seen[0], len(pictures), (grid[0], grid[1])), seen[1]
+    first = list(accumulate((len(one.inputs["pixel_values"]) for one in shown), initial=0))[:-1]
+    return seen[0][first], seen[1][first]
+
+
+def put_back(mllm: MLLM, encoder: Encoder) -> None:
+    """Copy an encoder's weights into the tower it fits. The projector stays the MLLM's. What does not fit is a `BadInput`."""
+    given, own = encoder.members(), mllm.detach().members()[0]
+    if len(given) > 1:
+        raise BadInput(f"attach: an ensemble of {len(given)} encoders does not fit this MLLM's tower; give one encoder")
+    for what, theirs, ours in (
+        ("vision family", given[0].model.config.model_type, own.model.config.model_type),
+        ("tap", given[0].tap, own.tap),
+        ("normalisation", (given[0].mean, given[0].std), (own.mean, own.std)),
+    ):
+        if theirs != ours:
+            raise BadInput(f"attach: the encoder's {what} is {theirs}, the MLLM's {ours}; give an encoder detached from such an MLLM")
+    weights, room = given[0].model.state_dict(), own.model.state_dict()
+    unlike = [name for name in sorted(weights.keys() | room.keys()) if _shape(weights, name) != _shape(room, name)]
+    if unlike:
+        first = f"{unlike[0]} is {_shape(weights, unlike[0])}, not {_shape(room, unlike[0])}"
+        raise BadInput(f"attach: {len(unlike)} weights do not fit the MLLM's tower, first {first}; give an encoder of the same size")
+    tower: nn.Module = mllm.parts()["tower"]
+    wanted = {name: weights[name].to(value.device, value.dtype) for name, value in tower.state_dict().items()}
+    tower.load_state_dict(wanted)
+    if hash_tensors(tower.state_dict()) != hash_tensors(wanted):
+        raise BadInput("attach: the tower does not hold the encoder's weights after the copy; load the MLLM again")
+
+
+def _shape(weights: dict[str, Any], name: str) -> tuple[int, ...] | None:
+    return tuple(weights[name].shape) if name in weights else None
