@@ -25,6 +25,9 @@ WITH_PICTURES = """{%- set ns = namespace(turns=[]) -%}
 {%- endfor -%}
 {%- set messages = ns.turns -%}
 """
+# Some templates tell the LLM what day it is (Llama 3.1's and later). Then the same row would have other tokens tomorrow, and a cached
+# reference would be that of another prompt: it is always the day on which Llama's own falls back.
+SAME_DAY = "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}\n"
 PICTURE: list[Any] = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what"}]}]
 
 
@@ -35,31 +38,35 @@ def template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None = None
     ChatML goes before a tokenizer's own because that often rewrites turns: thinking is cut out of all but the last.
     """
     if given is not None:
-        return with_pictures(tokenizer, _read(given))
-    if "<|im_start|>" not in tokenizer.get_vocab():
-        return with_pictures(tokenizer, tokenizer.chat_template)
-    chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
-    return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
+        return _with_pictures(tokenizer, _read(given))
+    if "<|im_start|>" in tokenizer.get_vocab():
+        chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
+        return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
+    own = tokenizer.chat_template
+    return _with_pictures(tokenizer, own["default"] if isinstance(own, dict) else own)
 
 
 def _read(given: str | Path) -> str:
     text = str(given)
-    if isinstance(given, Path) or ("{" not in text and text.endswith(".jinja")):
-        try:
-            return Path(text).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as failed:
-            raise BadInput(f"chat template {text} cannot be read ({failed}); give a .jinja file or the Jinja text itself") from None
-    if "{" not in text:
-        raise BadInput(f"chat template '{text[:60]}' is neither Jinja text nor the path of a .jinja file")
-    return text
+    if isinstance(given, str) and ("{" in text or not text.endswith(".jinja")):
+        if "{{" not in text and "{%" not in text:
+            raise BadInput(f"chat template '{text[:60]}' is neither Jinja text nor the path of a .jinja file")
+        return text
+    try:
+        return Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failed:
+        raise BadInput(f"chat template {text} cannot be read ({failed}); give a .jinja file or the Jinja text itself") from None
 
 
-def with_pictures(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The template, made to place pictures if it does not by itself."""
+def _with_pictures(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The template, made to place pictures if it does not by itself, and to say the same every day."""
+    if "strftime_now" in text:
+        text = SAME_DAY + text
+    reason = ""
     for candidate in (text, WITH_PICTURES + text):
         try:
             said = str(tokenizer.apply_chat_template(PICTURE, chat_template=candidate, tokenize=False, add_generation_prompt=True))
-        except Exception as failed:  # Jinja's own errors, and whatever a template raises by itself
+        except Exception as failed:  # Jinja's own errors, and whatever a template runs into that expects text
             reason = " ".join(str(failed).split())[:160]
             continue
         if said.count(IMAGE) == 1 and "what" in said and "'type'" not in said:
