@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from weakref import ref
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from pivot.data.collate import Row
 from pivot.data.vision import Sight
-from pivot.encoder import towers
+from pivot.encoder import reading, towers
+from pivot.encoder.tower import PivotTower
 from pivot.model import languages
 from pivot.model.branches import Backend
 from pivot.model.families import family
-from pivot.records import Tap
 
 PARTS = ("tower", "projector", "llm")
 View = tuple[int, int]
@@ -61,7 +61,7 @@ def weights(config: PreTrainedConfig) -> Weights:
             patch=0 if joined else _sizes(tower, nn.Conv2d, nn.Conv3d)[0],
             block=sum(block),
             block_last=block[-1],
-            joined=_measured(tower, config.vision_config) if joined else None,
+            joined=_measured(cast(PivotTower, tower)) if joined else None,
             projector=sum(_sizes(projector)),
             layer=sum(layer),
             layer_last=layer[-1],
@@ -75,16 +75,20 @@ def _sizes(module: nn.Module, *kinds: type[nn.Module]) -> list[int]:
     return [layer.get_parameter("weight").numel() for layer in module.modules() if isinstance(layer, kinds or nn.Linear)]
 
 
-def _measured(tower: PreTrainedModel, vision: PreTrainedConfig) -> tuple[float, float]:
-    """Operations of a tower of any making, for one picture and on shapes alone: convolutions fit no formula."""
-    for parameter in towers.idle_parameters(tower, Tap(layer=-1)).values():
-        parameter.requires_grad_(False)
-    pixels = torch.zeros(1, 3, *vision.image_size, device="meta")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        features = tower(pixels).hidden_states[-1]
-        forward = counter.get_total_flops()
-        features.sum().backward()
-    return float(forward), float(counter.get_total_flops() - forward)
+def _measured(tower: PivotTower) -> tuple[float, float]:
+    """Operations of a tower of any making, for one picture: convolutions fit no formula. Counted on shapes alone, except where the
+    course of a pass hangs on values in a tensor, as it does with packed patches.
+    """
+    forward = both = 0.0
+    for part in tower.parts():
+        device = "cpu" if towers.family(part.model.config).layout == "packed" else "meta"
+        model = part.model.to_empty(device=device)
+        with torch.enable_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            features = reading.maps(model, torch.zeros(1, 3, *part.pixels, device=device), part.tap, stop=False)
+            forward += counter.get_total_flops()
+            features.sum().backward()
+        both += counter.get_total_flops()
+    return forward, both - forward
 
 
 def flops(
