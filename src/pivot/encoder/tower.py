@@ -146,6 +146,8 @@ class PivotTower(PreTrainedModel):
     def _pixels(self, pixel_values: torch.Tensor, member: Member) -> torch.Tensor:
         """The first member's pixels as another one's: its normalisation and its size. Nothing is touched where they are equal."""
         first = self.config.members[0]
+        dtype = pixel_values.dtype
+        pixel_values = pixel_values.to(torch.promote_types(dtype, torch.float32))  # the filter is missing in half precision
         if (member.mean, member.std) != (tuple(first["mean"]), tuple(first["std"])):
             mean, std, own_mean, own_std = (
                 pixel_values.new_tensor(values)[:, None, None] for values in (first["mean"], first["std"], member.mean, member.std)
@@ -153,7 +155,7 @@ class PivotTower(PreTrainedModel):
             pixel_values = (pixel_values * std + mean - own_mean) / own_std
         if pixel_values.shape[-2:] != member.pixels:
             pixel_values = F.interpolate(pixel_values, size=member.pixels, mode="bicubic", antialias=True, align_corners=False)
-        return pixel_values
+        return pixel_values.to(dtype)
 
     def parts(self) -> list[Member]:
         """The members with their taps, models shared."""
