@@ -178,7 +178,105 @@ def test_a_planted_fault_makes_the_parity_large(plant: object, tmp_path: Path, m
     assert clean.holds and not faulty.holds and faulty.difference > 10 * faulty.tolerance
 
 
+# ---- pixels
+
+
+def test_preprocessing_of_any_kind_goes_to_timm_and_comes_back(tmp_path: Path) -> None:
+    encoder = Encoder.tiny("clip")
+    kind = type(encoder.processor)
+    square, crop = {"height": 48, "width": 48}, {"height": 48, "width": 48}
+    for size, more in (
+        (square, {"do_center_crop": False, "resample": 3}),
+        ({"shortest_edge": 48}, {"crop_size": crop, "resample": 2}),
+        ({"shortest_edge": 53}, {"crop_size": crop, "resample": 1, "image_mean": [0.1, 0.2, 0.3]}),
+        ({"height": 60, "width": 60}, {"crop_size": crop, "do_center_crop": True, "do_normalize": False}),
+    ):
+        encoder.processor = kind(size=size, **more)
+        wide = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (61, 96, 3), dtype=np.uint8)) for i in range(2)]
+        folder = tmp_path / str(size)
+        parity = export(encoder, folder, IMAGES, to="timm")
+        assert parity.pixel_difference <= 2e-6 and parity.holds
+        assert torch.equal(Encoder.load(folder).pixels(wide), encoder.pixels(wide))
+
+
+def test_a_crop_that_libraries_round_otherwise_is_said_apart_from_the_features(tmp_path: Path) -> None:
+    encoder = Encoder.tiny("clip")
+    # Three pixels too many: torchvision cuts off two on the left, transformers one.
+    encoder.processor = type(encoder.processor)(size={"shortest_edge": 51}, crop_size={"height": 48, "width": 48})
+    parity = export(encoder, tmp_path / "out", IMAGES, to="timm")
+    assert parity.holds and not parity.exact and parity.pixel_difference > 0.1
+    assert any(what.startswith("preprocessing: timm's own transform") for what in parity.stale)
+
+
+@pytest.mark.parametrize("library", ["timm", "open_clip"])
+def test_positions_are_resampled_once_where_the_family_would_at_every_call(library: str, tmp_path: Path) -> None:
+    encoder = Encoder.tiny("dinov2")
+    shake(encoder.model)
+    encoder.processor = type(encoder.processor)(size={"height": 64, "width": 64}, do_center_crop=False)
+    parity = export(encoder, tmp_path / "out", IMAGES, to=library)
+    assert (
+        parity.holds and parity.shape == (3, 64, 32) and any(what.startswith("position embeddings: made for 48") for what in parity.stale)
+    )
+    back = Encoder.load(tmp_path / "out")
+    assert (back.features(IMAGES).tokens - encoder.features(IMAGES).tokens).abs().max() <= parity.tolerance
+
+
+def test_a_model_without_position_embeddings_comes_at_its_usual_size(tmp_path: Path) -> None:
+    options = {key: value for key, value in SMALL.items() if key != "img_size"}
+    model = timm.create_model("vit_base_patch16_dinov3", num_classes=0, **options)
+    save_for_hf(model, tmp_path / "timm", model_args=options, safe_serialization=True)
+    assert Encoder.load(tmp_path / "timm").pixels(IMAGES).shape[-2:] == model.pretrained_cfg["input_size"][1:] == (256, 256)
+
+
+def test_where_a_model_came_from_is_no_part_of_its_fingerprint(tmp_path: Path) -> None:
+    made_by_timm("vit_base_patch16_224", tmp_path / "timm")
+    encoder = Encoder.load(tmp_path / "timm")
+    before = encoder.fingerprint()
+    encoder.model.config.pivot_source = {"library": "timm", "name": "another"}
+    assert encoder.fingerprint() == before
+
+
 # ---- names and files
+
+CACHED = "vit_test_patch8_48"
+default_cfgs = timm.models.generate_default_cfgs(
+    {
+        f"{CACHED}.ours": {
+            "hf_hub_id": "someone/eyes",
+            "input_size": (3, 48, 48),
+            "license": "cc-by-4.0",
+            "classifier": "head",
+            "num_classes": 0,
+        }
+    }
+)
+
+
+@timm.models.register_model
+def vit_test_patch8_48(pretrained: bool = False, **options: object) -> torch.nn.Module:
+    """A small model among timm's own."""
+    return timm.models.build_model_with_cfg(timm.models.VisionTransformer, CACHED, pretrained, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("name", [f"timm:{CACHED}.ours", f"timm:{CACHED}", "timm:someone/eyes"])
+def test_a_cached_model_of_timms_opens_without_a_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--eyes"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc")
+    model = timm.create_model(CACHED, num_classes=0).eval()
+    save_for_hf(model, repository / "snapshots" / "abc", safe_serialization=True)
+    encoder = Encoder.load(name)
+    pixels = encoder.pixels(IMAGES)
+    with torch.no_grad():
+        found = model.forward_intermediates(pixels, indices=[1], output_fmt="NLC", intermediates_only=True)[0]
+    assert (encoder.read(pixels)[0] - found).abs().max() < 1e-5
+    assert encoder.model.config.pivot_source["name"] == name.removeprefix("timm:")
+    export(encoder, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert name in card and "cc-by-4.0" in card
 
 
 def test_a_pickle_with_code_in_it_does_not_run(tmp_path: Path) -> None:

@@ -189,7 +189,75 @@ def test_the_layout_survives_an_mllm_and_the_projector_comes_along(library: str,
         Encoder.load(tmp_path / "out")
 
 
+def test_a_cached_tag_opens_with_the_activation_and_the_pixels_that_it_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+    from open_clip import factory, pretrained
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--eyes"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    made = made_by_open_clip(repository / "snapshots" / "abc", SMALL, quick_gelu=True)
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-tiny", {"embed_dim": 24, "vision_cfg": SMALL, "text_cfg": TEXT})
+    tag = {"hf_hub": "someone/eyes/", "quick_gelu": True, "mean": (0.1, 0.2, 0.3), "interpolation": "bilinear", "resize_mode": "squash"}
+    monkeypatch.setitem(pretrained._PRETRAINED, "ViT-tiny", {"ours": tag})
+    encoder = Encoder.load("open_clip:ViT-tiny/ours")
+    assert encoder.model.config.hidden_act == "quick_gelu" and list(encoder.processor.image_mean) == [0.1, 0.2, 0.3]
+    pixels = encoder.pixels(IMAGES)
+    with torch.no_grad():
+        found = made.visual.forward_intermediates(pixels, indices=[1], output_fmt="NLC", intermediates_only=True)["image_intermediates"][0]
+    assert (encoder.read(pixels)[0] - found).abs().max() < 1e-5 * max(1, found.abs().max())
+    export(encoder, tmp_path / "out")
+    assert "open_clip:ViT-tiny/ours" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_open_clip_cannot_say_of_pixels_is_said(tmp_path: Path) -> None:
+    encoder = Encoder.tiny("clip")
+    encoder.processor = type(encoder.processor)(size={"shortest_edge": 56}, crop_size={"height": 48, "width": 48})
+    parity = export(encoder, tmp_path / "out", IMAGES, to="open_clip")
+    assert parity.holds and parity.pixel_difference > 0.1, "features are those of the same pixels"
+    assert any(what.startswith("preprocessing: resized to 56") for what in parity.stale)
+    assert torch.equal(Encoder.load(tmp_path / "out").features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
 # ---- masked autoencoders
+
+
+def test_a_masked_autoencoder_as_it_lies_on_the_hub_opens_as_well(tmp_path: Path) -> None:
+    """Old checkpoints have other names inside their blocks."""
+    sizes = {
+        "image_size": 48,
+        "patch_size": 8,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+    }
+    model = ViTMAEForPreTraining(ViTMAEConfig(**sizes, decoder_num_hidden_layers=1, mask_ratio=0.0)).eval()
+    shake(model)
+    model.save_pretrained(tmp_path)
+    Encoder.tiny("vit").processor.save_pretrained(tmp_path)
+    before = Encoder.load(tmp_path).features(IMAGES).tokens
+    old = (
+        ("attention.q_proj", "attention.attention.query"),
+        ("attention.k_proj", "attention.attention.key"),
+        ("attention.v_proj", "attention.attention.value"),
+        ("attention.o_proj", "attention.output.dense"),
+        ("mlp.fc1", "intermediate.dense"),
+        ("mlp.fc2", "output.dense"),
+        ("vit.layers.", "vit.encoder.layer."),
+    )
+    weights = {}
+    for key, tensor in model.state_dict().items():
+        for new, name in old:
+            key = key.replace(new, name)
+        weights[key] = tensor.contiguous()
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in weights
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(Encoder.load(tmp_path).features(IMAGES).tokens, before)
 
 
 @pytest.mark.parametrize("head", [ViTMAEForPreTraining, ViTMAEModel])

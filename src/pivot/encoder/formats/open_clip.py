@@ -374,12 +374,12 @@ def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tens
     below = tap.layer % (len(visual.transformer.resblocks) + 1)
     with torch.no_grad():
         if below == 0:
-            found, how = visual._embeds(pixel_values)[:, tap.prefix :], f"model.visual._embeds(x)[:, {tap.prefix}:]"
+            found, how = visual._embeds(pixel_values)[:, tap.prefix :], f"model.visual._embeds(pixels)[:, {tap.prefix}:]"
         else:
             options = {"indices": [below - 1], "output_fmt": "NLC", "intermediates_only": True}
             found = visual.forward_intermediates(pixel_values, **options)["image_intermediates"][0]
             said = ", ".join(f"{key}={value!r}" for key, value in options.items())
-            how = f"model.visual.forward_intermediates(x, {said})['image_intermediates'][0]"
+            how = f"model.visual.forward_intermediates(pixels, {said})['image_intermediates'][0]"
         return (visual.ln_post(found), f"model.visual.ln_post({how})") if tap.norm else (found, how)
 
 

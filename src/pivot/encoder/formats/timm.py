@@ -70,7 +70,7 @@ def library() -> Any:
 
 
 def opened(where: str | Path, dtype: str) -> Parts:
-    """A folder in timm's layout, or a model of timm by its name."""
+    """A folder in timm's layout, a model of timm by its name, or OWNER/MODEL of the Hub in timm's layout."""
     if isinstance(where, str):
         model = _by_name(where)
         source = {"library": "timm", "name": where, **_facts(model)}
@@ -88,6 +88,9 @@ def opened(where: str | Path, dtype: str) -> Parts:
 def _by_name(name: str) -> nn.Module:
     timm = library()
     said = f"timm:{name}"
+    if "/" in name:  # a model of somebody's own on the Hub, in timm's layout
+        fetch(name, ("config.json",), said)
+        return _build(f"hf-hub:{name}", read_tensors(fetch(name, FILES, said)), said)
     if not timm.is_model(name.partition(".")[0]):
         close = get_close_matches(name, [*timm.list_models(pretrained=True), *timm.list_models()], n=3)
         raise BadInput(f"{said}: timm has no such model; nearest: {', '.join(close) or 'see timm.list_models()'}")
@@ -224,7 +227,8 @@ def plain(model: nn.Module) -> ViT:
 def _image_size(model: nn.Module) -> tuple[int, int]:
     """What the position embeddings are for; a model that has none takes its usual size."""
     facts: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None) or facts["input_size"][1:]
+    made_for = getattr(getattr(model, "patch_embed", None), "img_size", None) if getattr(model, "pos_embed", None) is not None else None
+    size = made_for or facts["input_size"][1:]
     return int(size[0]), int(size[1])
 
 
@@ -498,7 +502,7 @@ def tokens(model: Any, pixel_values: torch.Tensor, tap: Tap, said: str) -> tuple
             found, how = caught[0][:, tap.prefix :], f"input of {said}.blocks[0][:, {tap.prefix}:]"
         else:
             found = model.forward_intermediates(pixel_values, indices=[below - 1], output_fmt="NLC", intermediates_only=True)[0]
-            how = f"{said}.forward_intermediates(x, indices=[{below - 1}], output_fmt='NLC', intermediates_only=True)[0]"
+            how = f"{said}.forward_intermediates(pixels, indices=[{below - 1}], output_fmt='NLC', intermediates_only=True)[0]"
         if not tap.norm:
             return found, how
         pooled = isinstance(model.norm, nn.Identity)

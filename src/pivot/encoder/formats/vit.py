@@ -119,7 +119,7 @@ def of(model: PreTrainedModel, pixels: tuple[int, int] | None = None) -> ViT:
     if size != own and "position" in tensors:
         # The family resamples its positions at each call; the other libraries would do it by another rule, so it is done once here.
         embeddings = model.get_submodule("embeddings")
-        patches = torch.zeros(1, (size[0] // config.patch_size) * (size[1] // config.patch_size) + 1, 1)
+        patches = torch.zeros(1, (size[0] // config.patch_size) * (size[1] // config.patch_size) + 1, config.hidden_size)
         tensors["position"] = embeddings.interpolate_pos_encoding(patches.to(model.device), *size).detach()  # type: ignore[operator]
     return ViT(
         tensors={name: flat(name, tensor) for name, tensor in split(tensors).items()},
