@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from training import DPO, distance, fresh, run, weights
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, MambaConfig
 
 from pivot.data.collate import encode
@@ -201,3 +203,31 @@ def test_one_response_is_the_same_in_either_backend(odd: Mapping[str, Example]) 
     mllm = lively("llama")
     one = [Example("one", odd["pair"].images, "Is it red?", (Response("yes"),))]
     assert worst(score(mllm, one), score(mllm, one, "repeat")) == 0
+
+
+def test_long_rope_ends_where_a_row_would_depend_on_its_company(odd: Mapping[str, Example]) -> None:
+    """transformers changes the angles of a whole batch when its longest row passes the original length."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64, "factor": 2.0}
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    llm = small("phi3", original_max_position_embeddings=64, max_position_embeddings=128, rope_parameters={**rope, **factors})
+    mllm = build(llm).to(dtype="float64")
+    long = Example("long", odd["pair"].images, "word " * 12, odd["pair"].responses)
+    with pytest.raises(BadInput, match=r"row long: .* the LLM's context holds 64"):
+        score(mllm, [odd["pair"], long])
+    with torch.no_grad():
+        wanted = [[plain(mllm, odd["pair"], n) for n in range(2)]]
+        assert worst(score(mllm, [odd["pair"]]), wanted) < 1e-7
+        mllm.model.config.text_config.rope_parameters["rope_type"] = "default"  # the bound gone, the angles as they were built
+        assert worst(score(mllm, [odd["pair"], long])[:1], wanted) > 1e-4
+
+
+def test_training_falls_back_and_says_so_once(pairs: list[Example], tmp_path: Path) -> None:
+    mllm = fresh(MLLM.tiny(llm="mistral-windowed"))
+    before = weights(mllm)
+    events = run(mllm, DPO(beta=0.1), pairs, tmp_path / "windowed", epochs=2)
+    said = [event["message"] for event in events if "message" in event]
+    assert len(said) == 1 and said[0].endswith("the LLM does not allow shared: its attention has a window of 8 tokens")
+    assert events[0]["kind"] == "note"
+    assert distance(weights(mllm), before, "model.vision_tower") > 0
+    quiet = run(fresh(MLLM.tiny()), DPO(beta=0.1), pairs, tmp_path / "branched")
+    assert not [event for event in quiet if "message" in event]

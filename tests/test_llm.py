@@ -18,6 +18,8 @@ from pivot.model import MLLM, llm, score
 from pivot.model.languages import LANGUAGES, ROW_BY_ROW
 from pivot.model.mllm import BASE
 from pivot.records import BadInput, Example
+from pivot.train import Settings
+from pivot.train.reference import identity
 
 BARE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<|endoftext|>{% endfor %}"
 PLAIN = BARE + "{% if add_generation_prompt %}[assistant] {% endif %}"
@@ -293,3 +295,14 @@ def test_a_folder_without_tokenizer_says_so(tmp_path: Path, picture: Callable[..
     AutoModelForCausalLM.from_config(MLLM.tiny().model.config.text_config).save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=r"LLM folder .*: tokenizer\.json not found"):
         llm.load(str(tmp_path), "float32")
+
+
+def test_where_it_came_from_makes_no_other_reference() -> None:
+    """A cached reference must survive that a folder was moved."""
+    one, other = MLLM.tiny(), MLLM.tiny()
+    one.model.config.text_config.pivot_source = {"name": "/here"}
+    other.model.config.text_config.pivot_source = {"name": "/there"}
+    told = [identity(mllm, Settings(), torch.device("cpu")) for mllm in (one, other)]
+    assert told[0] == told[1]
+    other.model.config.text_config.rms_norm_eps *= 2
+    assert identity(other, Settings(), torch.device("cpu")) != told[0]

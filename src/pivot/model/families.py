@@ -177,5 +177,13 @@ def counted(config: PreTrainedConfig, layout: Layout) -> Callable[[Stem], np.nda
 
 
 def context(config: PreTrainedConfig) -> int | None:
-    """Tokens that an MLLM's LLM was made for, if it says."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    """Tokens that an MLLM's LLM was made for, if it says.
+
+    Of LongRoPE (Phi-3 with 128k) only those up to which it keeps its short angles: beyond, all rows of a batch get the long ones, so
+    that a row's log-probabilities would depend on its company.
+    """
+    llm = config.get_text_config()
+    rope = getattr(llm, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        return rope["original_max_position_embeddings"]
+    return getattr(llm, "max_position_embeddings", None)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pivot.files import append_jsonl, hash_json, read_json, write_json
 from pivot.model import MLLM
+from pivot.model.languages import backend
 from pivot.objective._contract import Counts, Objective
 from pivot.records import BadInput, Example
 from pivot.train import order
@@ -131,7 +132,11 @@ def train(
         raise BadInput("no examples to train or to validate on; check the path and the filters of the data")
     folder = Path(folder)
     setup, told = build(mllm, objective, examples, validation, settings, rates, folder)
+    _, fallback = backend(mllm.model.config.get_text_config(), settings.backend)
     with closing(setup.ahead):
+        if fallback:
+            message = f"responses are scored by backend repeat, since the LLM does not allow {settings.backend}: {fallback}"
+            yield {"kind": "note", "done": 0, "total": setup.steps, "message": message}
         if objective.needs_reference:
             yield from _references(setup, told, folder)
         state = resume(setup)

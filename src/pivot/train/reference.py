@@ -42,10 +42,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 0.05}  # of a margin before the first update
 def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, Any]:
     """Everything besides the row that its log-probabilities depend on."""
     config, processor = mllm.model.config, mllm.processor
-    passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out"}
     return {
         "weights": mllm.hashes(),
-        "config": {key: str(value) for key, value in config.to_dict().items() if key not in passing},
+        "config": {key: str(value) for key, value in _lasting(config.to_dict()).items()},
         "tokenizer": _tokenizer(processor.tokenizer),
         "images": {key: str(value) for key, value in processor.image_processor.to_dict().items()},
         "placeholders": {key: str(value) for key, value in processor.to_dict().items() if isinstance(value, str | int | float)},
@@ -59,6 +58,12 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {name: version(name) for name in ("pivot-vision", "torch", "transformers", "tokenizers", "numpy", "pillow")},
     }
+
+
+def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config, parts and all, without what says where it came from and by which version."""
+    passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out", "pivot_source"}
+    return {key: _lasting(value) if isinstance(value, dict) else value for key, value in config.items() if key not in passing}
 
 
 def _tokenizer(tokenizer: Any) -> Any:
