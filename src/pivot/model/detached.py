@@ -82,17 +82,22 @@ def _inside(mllm: MLLM, processor: Any, images: Sequence[Picture]) -> tuple[Tens
 
 def put_back(mllm: MLLM, encoder: Encoder) -> None:
     """Copy an encoder's weights into the tower it fits. The projector stays the MLLM's. What does not fit is a `BadInput`."""
-    given, own = encoder.members(), mllm.detach().members()[0]
-    if len(given) > 1:
-        raise BadInput(f"attach: an ensemble of {len(given)} encoders does not fit this MLLM's tower; give one encoder")
-    for what, theirs, ours in (
-        ("vision family", given[0].model.config.model_type, own.model.config.model_type),
-        ("tap", given[0].tap, own.tap),
-        ("normalisation", (given[0].mean, given[0].std), (own.mean, own.std)),
-    ):
-        if theirs != ours:
-            raise BadInput(f"attach: the encoder's {what} is {theirs}, the MLLM's {ours}; give an encoder detached from such an MLLM")
-    weights, room = given[0].model.state_dict(), own.model.state_dict()
+    detached = mllm.detach()
+    given, own = encoder.members(), detached.members()
+    if len(given) != len(own):
+        raise BadInput(f"attach: {len(given)} encoders do not fit a tower of {len(own)}; give one that was detached from such an MLLM")
+    weights, room = dict[str, Tensor](), dict[str, Tensor]()
+    for number, (one, other) in enumerate(zip(given, own, strict=True)):
+        for what, theirs, ours in (
+            ("vision family", one.model.config.model_type, other.model.config.model_type),
+            ("tap", one.tap, other.tap),
+            ("normalisation", (one.mean, one.std), (other.mean, other.std)),
+        ):
+            if theirs != ours:
+                raise BadInput(f"attach: the encoder's {what} is {theirs}, the MLLM's {ours}; give an encoder detached from such an MLLM")
+        at = f"members.{number}." if detached.family.layout == "joined" else ""
+        weights |= {f"{at}{name}": value for name, value in one.model.state_dict().items()}
+        room |= {f"{at}{name}": value for name, value in other.model.state_dict().items()}
     unlike = [name for name in sorted(weights.keys() | room.keys()) if _shape(weights, name) != _shape(room, name)]
     if unlike:
         first = f"{unlike[0]} is {_shape(weights, unlike[0])}, not {_shape(room, unlike[0])}"
