@@ -87,6 +87,15 @@ def test_room_for_new_tokens(tied: bool, rows: int, tmp_path: Path) -> None:
     assert MLLM.load(tmp_path / "out").hashes() == mllm.hashes()
 
 
+def test_a_given_template_needs_no_chatml(tmp_path: Path) -> None:
+    saved(tmp_path)
+    _rename(tmp_path, {"<|im_start|>": "x1", "<|im_end|>": "x2"})
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    mllm = MLLM.build(Encoder.tiny("siglip"), str(tmp_path), template=PLAIN)
+    assert len(mllm.model.get_input_embeddings().weight) == 589  # type: ignore[operator]
+    assert "<|im_start|>" not in mllm.processor.tokenizer.get_vocab()
+
+
 def test_an_id_that_is_in_use_is_not_given_away(tmp_path: Path) -> None:
     saved(tmp_path)
     _rename(tmp_path, {"<image>": None})  # now 588 tokens, the last of which has id 588
@@ -219,7 +228,7 @@ def test_code_of_a_model_does_not_run(tmp_path: Path) -> None:
     config |= {"model_type": "their_own", "auto_map": {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
-    with pytest.raises(BadInput, match="cannot open LLM"):
+    with pytest.raises(BadInput, match="it needs code of its own, which is never run"):
         llm.load(str(tmp_path), "float32")
     assert not (tmp_path / "run").exists()
 

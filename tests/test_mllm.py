@@ -130,11 +130,12 @@ def chatml_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = AutoModelForCausalLM.from_config(Qwen2Config(vocab_size=600, tie_word_embeddings=True, **LIMIT))
     body.generation_config.repetition_penalty = 1.5
     body.save_pretrained(folder)
-    _tokenizer_without(folder, "<image>")
+    turns = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'].strip() }}<|im_end|>\n{% endfor %}"
+    _tokenizer_without(folder, "<image>", template=turns + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     return folder
 
 
-def _tokenizer_without(folder: Path, *names: str, template: str = "{{ messages[0]['content'] }}") -> None:
+def _tokenizer_without(folder: Path, *names: str, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     tokenizer.save_pretrained(folder)
     text = json.loads((folder / "tokenizer.json").read_text())

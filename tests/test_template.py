@@ -242,6 +242,18 @@ def test_chatml_goes_before_a_template_that_thinks(asked: Example, talked: Examp
         encode(asked, made)
 
 
+@pytest.mark.parametrize("style", ["olmo2", "phi4"])
+def test_knowing_chatmls_tokens_is_not_speaking_it(style: str) -> None:
+    """OLMo 2's tokenizer has them unused; Phi-4 puts a token of its own behind the role."""
+    tokenizer = byte_tokenizer("<|im_start|>", "<|im_sep|>", "<|im_end|>")
+    phi4 = "{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_sep|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    own = STYLES.get(style, phi4 + "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}")
+    tokenizer.chat_template = own
+    assert template(tokenizer).endswith(own)
+    tokenizer.chat_template = None
+    assert SYSTEM in template(tokenizer), "without any, there is nothing better than ChatML"
+
+
 def test_a_given_template_is_text_or_a_file(tmp_path: Path, asked: Example) -> None:
     file = tmp_path / "plain.jinja"
     file.write_text(STYLES["zephyr"])

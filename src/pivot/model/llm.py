@@ -75,6 +75,8 @@ def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrain
     except BadInput:
         raise
     except Exception as failed:  # broken files raise whatever their readers run into: struct.error, UnpicklingError, KeyError, ...
+        if "trust_remote_code" in str(failed):
+            raise BadInput(f"LLM {source}: it needs code of its own, which is never run; choose one that transformers knows") from failed
         raise BadInput(f"cannot open LLM {source}: {first_line(failed)}") from failed
     if lacking := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
         raise BadInput(f"LLM {source}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; get the full checkpoint")
@@ -143,8 +145,8 @@ def _refuse(config: PreTrainedConfig, source: str) -> None:
         raise BadInput(f"LLM {source}: it is an encoder-decoder ({kind}), where LLaVA takes a decoder alone; choose a causal LLM")
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise BadInput(f"LLM {source}: transformers has no causal LLM of type '{kind}'; choose another")
-    if getattr(config, "quantization_config", None):
-        method = dict(config.quantization_config).get("quant_method", "quantised")
+    if told := getattr(config, "quantization_config", None):
+        method = (told if isinstance(told, dict) else told.to_dict()).get("quant_method", "in a way of its own")
         raise BadInput(f"LLM {source}: its weights are quantised ({method}) and cannot be trained; give the full checkpoint or a GGUF")
     refuse_head(config)
 
@@ -181,9 +183,9 @@ def prepare(llm: PreTrainedModel) -> PreTrainedModel:
     return llm
 
 
-def with_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Give tokenizer and embeddings the image token, and ChatML's tokens where the tokenizer brings no template of its own."""
-    wanted = [IMAGE] if tokenizer.chat_template else [IMAGE, "<|im_start|>", "<|im_end|>"]
+def with_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel, template: bool = False) -> PreTrainedTokenizerBase:
+    """Give tokenizer and embeddings the image token, and ChatML's tokens if there is no template, neither its own nor a given one."""
+    wanted = [IMAGE] if template or tokenizer.chat_template else [IMAGE, "<|im_start|>", "<|im_end|>"]
     known = tokenizer.get_vocab()
     added = [token for token in wanted if token not in known]
     tokenizer.add_tokens(added, special_tokens=True)
@@ -218,4 +220,4 @@ def prove(llm: PreTrainedModel, model: PreTrainedModel) -> None:
 
 def first_line(error: Exception) -> str:
     """What an error says first."""
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0][:300]

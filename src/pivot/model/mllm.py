@@ -67,8 +67,8 @@ class MLLM:
 
         Both are taken over, not copied. `layer`: where the tower is read, by default the encoder's own tap. `tokenizer`: needed
         only with an LLM that is given as a module. `pixels`: an image size other than the encoder's own. `template`: the chat
-        template, as Jinja text or the path of a .jinja file; by default ChatML where the tokenizer knows it, else the tokenizer's
-        own. `seed` decides the projector and any new embedding.
+        template, as Jinja text or the path of a .jinja file; by default the tokenizer's own, else ChatML. `seed` decides the
+        projector and any new embedding.
         """
         if isinstance(encoder, str):
             encoder = Encoder.load(encoder, dtype=dtype, pixels=pixels)
@@ -82,7 +82,7 @@ class MLLM:
         tap = encoder.tap if layer is None else towers.default_tap(encoder.model.config, layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            tokenizer = llms.with_image_token(tokenizer, llms.prepare(llm))
+            tokenizer = llms.with_image_token(tokenizer, llms.prepare(llm), template is not None)
             model = _join(encoder, llm, tap, tokenizer.get_vocab()[IMAGE])
         llms.prove(llm, model)
         processor = _processor(encoder.model, encoder.processor, tokenizer, chosen(tokenizer, template))

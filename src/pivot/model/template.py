@@ -32,18 +32,27 @@ PICTURE: list[Any] = [{"role": "user", "content": [{"type": "image"}, {"type": "
 
 
 def template(tokenizer: PreTrainedTokenizerBase, given: str | Path | None = None) -> str:
-    """The template of an MLLM's turns: the given one (Jinja text, or the path of a .jinja file), else ChatML where the tokenizer
-    knows it, else the tokenizer's own. One that knows only text gets pictures put in.
+    """The template of an MLLM's turns: the given one (Jinja text, or the path of a .jinja file), else the tokenizer's own, else
+    ChatML. One that knows only text gets pictures put in.
 
-    ChatML goes before a tokenizer's own because that often rewrites turns: thinking is cut out of all but the last.
+    One's own that speaks ChatML becomes plain ChatML: such templates often rewrite turns, thinking is cut out of all but the last.
+    To know ChatML's tokens is not enough: OLMo 2 and Phi-4 have them and speak otherwise.
     """
     if given is not None:
         return _with_pictures(tokenizer, _read(given))
-    if "<|im_start|>" in tokenizer.get_vocab():
-        chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
-        return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
     own = tokenizer.chat_template
-    return _with_pictures(tokenizer, own["default"] if isinstance(own, dict) else own)
+    if own is not None and not _speaks_chatml(tokenizer):
+        return _with_pictures(tokenizer, own["default"] if isinstance(own, dict) else own)
+    chatml = (BASE / "chat_template.jinja").read_text(encoding="utf-8")
+    return f"{{% if messages[0]['role'] != 'system' %}}<|im_start|>system\n{SYSTEM}<|im_end|>\n{{% endif %}}{chatml}"
+
+
+def _speaks_chatml(tokenizer: PreTrainedTokenizerBase) -> bool:
+    try:
+        said = tokenizer.apply_chat_template([{"role": "user", "content": "what"}], tokenize=False, add_generation_prompt=True)
+    except Exception:  # whatever a template raises; why it cannot be used is said where it is tried with pictures
+        return False
+    return "<|im_start|>user\nwhat<|im_end|>\n<|im_start|>assistant\n" in str(said)
 
 
 def _read(given: str | Path) -> str:
