@@ -85,7 +85,7 @@ def put_back(mllm: MLLM, encoder: Encoder) -> None:
     detached = mllm.detach()
     given, own = encoder.members(), detached.members()
     if len(given) != len(own):
-        raise BadInput(f"attach: {len(given)} encoders do not fit a tower of {len(own)}; give one that was detached from such an MLLM")
+        raise BadInput(f"attach: an ensemble of {len(given)} does not fit a tower of {len(own)}; give one detached from such an MLLM")
     weights, room = dict[str, Tensor](), dict[str, Tensor]()
     for number, (one, other) in enumerate(zip(given, own, strict=True)):
         for what, theirs, ours in (

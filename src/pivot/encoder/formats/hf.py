@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
 
-from pivot.encoder import towers
+from pivot.encoder import reading, towers
 from pivot.encoder.hub import PIXELS, quiet, reach, reason
 from pivot.records import BadInput, Tap
 
@@ -111,6 +111,8 @@ def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tens
     with quiet():
         model = AutoModel.from_pretrained(folder).to(pixel_values.device, pixel_values.dtype).eval()
     with torch.no_grad():
+        if towers.family(model.config).layout == "packed":  # takes patches and grids instead, and keeps an order of its own
+            return reading.hidden(model, pixel_values, tap, stop=False), f"hidden_states[{tap.layer}], its patches in raster order"
         found = model(pixel_values, output_hidden_states=True).hidden_states[tap.layer]
         found = towers.final_norm(model)(found) if tap.norm else found
     states = f"hidden_states[{tap.layer}]"
