@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import copy
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import training
 from PIL import Image
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForImageTextToText, Qwen2VLImageProcessorPil
 
 from pivot.encoder import Encoder, names, reading, towers
 from pivot.encoder.tower import PivotTower, patch_size
 from pivot.model import MLLM
-from pivot.records import BadInput, Tap
+from pivot.model.flops import weights
+from pivot.records import BadInput, Example, Tap
 
 STAGED = ["convnext", "convnextv2", "dinov3_convnext", "resnet"]
 PACKED = ["qwen2_vl_vision", "qwen2_5_vl_vision"]
-TIMM = pytest.param(
-    "timm_wrapper",
-    marks=pytest.mark.skipif("timm" not in sys.modules and not __import__("importlib.util").util.find_spec("timm"), reason="no timm"),
-)
+TIMM = pytest.param("timm_wrapper", marks=pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed"))
 KINDS = ["siglip", "dinov2_with_registers", *STAGED, *PACKED, TIMM]
 
 
@@ -185,7 +187,7 @@ def test_a_grid_may_be_said() -> None:
 
 
 def test_an_ensemble_of_an_ensemble_is_one() -> None:
-    first, second, both = ensemble()
+    *_, both = ensemble()
     three = Encoder.join([both, Encoder.tiny("convnext")])
     assert len(three.model.members) == 3 and not any(isinstance(m, PivotTower) for m in three.model.members)
     assert torch.equal(three.features(IMAGES).tokens[..., :64], both.features(IMAGES).tokens)
@@ -217,6 +219,51 @@ def test_stock_llava_reads_it(name: str, tmp_path: Path) -> None:
     assert torch.equal(seen[0], encoder.features(IMAGES).tokens)
     text = mllm.processor(text="<image>", images=[IMAGES[0]])
     assert np.sum(np.asarray(text["input_ids"]) == mllm.model.config.image_token_id) == seen[0].shape[1]
+
+
+@pytest.mark.parametrize("name", ["pivot_tower", "resnet", "qwen2_vl_vision", TIMM])
+def test_what_is_read_trains_and_nothing_else(name: str, pairs: list[Example], tmp_path: Path) -> None:
+    mllm = MLLM.tiny(name)
+    tower = mllm.parts()["tower"]
+    before = {key: value.clone() for key, value in tower.state_dict().items()}
+    training.run(mllm, training.DPO(), pairs, tmp_path, checkpointing=name == "pivot_tower")  # proves by itself that each part trained
+    moved = {key for key, value in tower.state_dict().items() if not torch.equal(value, before[key])}
+    parameters = {key for key, _ in tower.named_parameters()}
+    idle = towers.idle_parameters(mllm.detach().model, mllm.tap).keys()
+    assert moved <= parameters - idle, "no statistics of a batch norm move, either"
+    assert {key for key in parameters - idle - moved if not key.endswith("k_proj.bias")} == set()  # whose gradient is zero by theory
+
+
+def test_it_goes_back_into_another_mllm(tmp_path: Path) -> None:
+    mllm, other = MLLM.tiny("pivot_tower"), MLLM.tiny("pivot_tower", seed=5)
+    mllm.detach().save(tmp_path / "out")
+    other.attach(Encoder.load(tmp_path / "out"))
+    assert other.hashes()["tower"] == mllm.hashes()["tower"] != MLLM.tiny("pivot_tower", seed=5).hashes()["tower"]
+    with pytest.raises(BadInput, match="an ensemble of 1 does not fit a tower of 2"):
+        other.attach(Encoder.tiny("siglip"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_stay_what_they_are(dtype: torch.dtype) -> None:
+    *_, both = ensemble()
+    pixels = both.pixels(IMAGES)
+    single = both.hidden(pixels)
+    found = both.to("cpu").model.to(dtype)(pixels.to(dtype)).hidden_states[-1]
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), single, atol=0.2 if dtype == torch.bfloat16 else 1e-4)
+
+
+@pytest.mark.parametrize("name", ["pivot_tower", "qwen2_5_vl_vision", TIMM])
+def test_its_operations_are_counted(name: str) -> None:
+    mllm = MLLM.tiny(name)
+    tower = mllm.parts()["tower"]
+    counted = weights(mllm.model.config).joined
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        features = tower(torch.zeros(1, 3, 48, 48)).hidden_states[-1]
+        forward = counter.get_total_flops()
+        features.sum().backward()
+    # Members that are read below their top run whole inside an MLLM; a timm model stops at its tap in both.
+    assert counted == (forward, counter.get_total_flops() - forward)
 
 
 def test_checkpointing_changes_no_gradient() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import CLIPConfig, SiglipConfig
+from conftest import picture_of
+from transformers import CLIPConfig, Qwen2ForCausalLM, SiglipConfig
 
 from pivot.encoder import Encoder, towers
+from pivot.model import MLLM
 from pivot.records import BadInput, Tap
 
 FAMILIES = [row.name for row in towers.FAMILIES]
@@ -91,3 +95,30 @@ def test_layers_that_do_not_exist_are_refused() -> None:
     for layer in (-5, 4):
         with pytest.raises(BadInput, match="from -4 to 3"):
             towers.default_tap(config, layer)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stock_llava_reads_what_the_tap_says(name: str) -> None:
+    """At every layer, the last included: transformers 5 captures hidden states in front of the final norm."""
+    mllm, seen = MLLM.tiny(name), []
+    encoder, row = mllm.detach(), towers.family(name)
+    mllm.parts()["projector"].register_forward_hook(lambda _m, given, _o: seen.append(given[0]))
+    pixels = torch.randn(2, 3, 48, 48)
+    for layer in (-4, -3, -2, -1, 1, 2, 3):
+        mllm.model.config.vision_feature_layer = layer
+        with torch.no_grad():
+            mllm.model.model.get_image_features(pixels)
+            hidden = encoder.tapped(layer=layer).hidden(pixels)
+        assert torch.equal(seen[-1], hidden[:, 1:] if row.strategy == "default" else hidden)
+
+
+def test_the_embeddings_can_be_read_through_stock_llava(tmp_path: Path) -> None:
+    """Which takes layer 0 for "no hidden states", so that it is written from the other end."""
+    tokenizer, tiny = MLLM.tiny().processor.tokenizer, MLLM.tiny()
+    llm = Qwen2ForCausalLM(tiny.model.config.text_config)
+    mllm = MLLM.build(Encoder.tiny("siglip", layer=0), llm, tokenizer=tokenizer)
+    assert mllm.model.config.vision_feature_layer == -4 and mllm.tap.layer == 0
+    mllm.save(tmp_path)
+    assert torch.equal(*(m.detach().features([picture_of(1)]).tokens for m in (mllm, MLLM.load(tmp_path))))
+    encoder = mllm.detach()
+    assert torch.equal(encoder.inside([picture_of(1)])[0], encoder.features([picture_of(1)]).tokens)

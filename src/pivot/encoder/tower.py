@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Of a member's config: what says where it came from and not what it computes.
 PASSING = {"transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "_attn_implementation_autoset"}
+NEEDS = "pip install pivot-vision, then import pivot.encoder"  # for whoever finds config.json and wonders about its model type
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,9 @@ class PivotTowerConfig(PreTrainedConfig):
         self.hidden_size = sum(member["width"] for member in self.members)
         self.num_hidden_layers = len(self.members)
         self.num_channels = 3
+        self.opened_by = NEEDS
         self.patch_size = patch_size((self.image_size[0], self.image_size[1]), (self.grid[0], self.grid[1]))
-        for derived in ("image_size", "hidden_size", "num_hidden_layers", "num_channels", "patch_size"):
+        for derived in ("image_size", "hidden_size", "num_hidden_layers", "num_channels", "patch_size", "opened_by"):
             kwargs.pop(derived, None)
         super().__init__(**kwargs)
 
