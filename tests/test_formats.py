@@ -310,6 +310,18 @@ def test_torch_files_with_nothing_but_tensors_open(tmp_path: Path) -> None:
     assert torch.equal(Encoder.load(tmp_path / "timm").features(IMAGES).tokens, safe)
 
 
+@pytest.mark.parametrize("architecture", ["vit_base_patch16_siglip_gap_224", "vit_base_patch16_dinov3"])
+def test_a_tensor_that_is_not_in_the_file_is_named(architecture: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    made_by_timm(architecture, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["blocks.1.mlp.fc2.weight"]
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(BadInput, match=r"blocks\.1\.mlp\.fc2\.weight"):
+        Encoder.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -114,33 +115,60 @@ def test_any_tap_is_read_through_open_clip(layer: int, norm: bool, tmp_path: Pat
     assert export(encoder, tmp_path / "out", IMAGES, to="open_clip").holds
 
 
-REGISTERED = "vit_test_patch8_siglip_gap_48"
-default_cfgs = timm.models.generate_default_cfgs({f"{REGISTERED}.untrained": {"input_size": (3, 48, 48), "fixed_input_size": True}})
+# Small ones among timm's architectures: open_clip builds towers of timm's by name alone.
+REGISTERED = {
+    "siglip": "vit_test_patch8_siglip_gap_48",
+    "dinov2_with_registers": "vit_test_patch8_reg4_dinov2",
+    "dinov3_vit": "vit_test_patch8_dinov3",
+}
+TINY = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2}
+default_cfgs = timm.models.generate_default_cfgs({f"{name}.untrained": {"input_size": (3, 48, 48)} for name in REGISTERED.values()})
 
 
 @timm.models.register_model
 def vit_test_patch8_siglip_gap_48(pretrained: bool = False, **options: object) -> torch.nn.Module:
-    """A small SigLIP among timm's architectures: open_clip builds towers of timm's by name alone."""
-    made = {"img_size": 48, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2, "class_token": False}
-    made = {**made, "global_pool": "avg", "fc_norm": False, "act_layer": "gelu_tanh", **options}
-    return timm.models.build_model_with_cfg(timm.models.VisionTransformer, REGISTERED, pretrained, **made)
+    made = {"class_token": False, "global_pool": "avg", "fc_norm": False, "act_layer": "gelu_tanh", **options}
+    return timm.models.build_model_with_cfg(timm.models.VisionTransformer, REGISTERED["siglip"], pretrained, **{**TINY, **made})
 
 
-def test_a_siglip_goes_through_an_architecture_of_timms_and_only_of_just_its_shape(tmp_path: Path) -> None:
-    encoder = Encoder.tiny("siglip")
+@timm.models.register_model
+def vit_test_patch8_reg4_dinov2(pretrained: bool = False, **options: object) -> torch.nn.Module:
+    made = {"init_values": 1e-5, "reg_tokens": 3, "no_embed_class": True, **options}
+    return timm.models.build_model_with_cfg(timm.models.VisionTransformer, "vit_test_patch8_reg4_dinov2", pretrained, **{**TINY, **made})
+
+
+@timm.models.register_model
+def vit_test_patch8_dinov3(pretrained: bool = False, **options: object) -> torch.nn.Module:
+    rotary = {"use_rot_pos_emb": True, "use_abs_pos_emb": False, "rope_type": "dinov3", "rope_temperature": 100, "rope_rotate_half": True}
+    norm = partial(timm.layers.LayerNorm, eps=1e-5)
+    made = {**rotary, "num_reg_tokens": 3, "init_values": 1e-5, "use_fc_norm": False, "norm_layer": norm, **options}
+    return timm.models.build_model_with_cfg(timm.models.eva.Eva, "vit_test_patch8_dinov3", pretrained, **{**TINY, "mlp_ratio": 2, **made})
+
+
+@pytest.mark.parametrize("family", REGISTERED)
+def test_what_open_clip_cannot_be_itself_goes_through_an_architecture_of_timms(family: str, tmp_path: Path) -> None:
+    encoder = Encoder.tiny(family)
     shake(encoder.model)
     parity = export(encoder, tmp_path / "out", IMAGES, to="open_clip")
     assert parity.holds and "trunk" in parity.read
-    assert json.loads((tmp_path / "out" / "open_clip_config.json").read_text())["model_cfg"]["vision_cfg"]["timm_model_name"] == REGISTERED
-    again = Encoder.load(tmp_path / "out")
-    assert torch.equal(again.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
-    for other in (Encoder.tiny("siglip", width=48), Encoder.tiny("siglip", layers=2), Encoder.tiny("siglip", heads=4)):
+    config = json.loads((tmp_path / "out" / "open_clip_config.json").read_text())
+    assert config["model_cfg"]["vision_cfg"]["timm_model_name"] == REGISTERED[family]
+    back = Encoder.load(tmp_path / "out").features(IMAGES).tokens
+    assert (back - encoder.features(IMAGES).tokens).abs().max() <= parity.tolerance
+
+
+def test_an_architecture_of_another_shape_is_never_taken(tmp_path: Path) -> None:
+    for sizes in ({"width": 48}, {"layers": 2}, {"heads": 4}, {"pixels": 64}):
         with pytest.raises(BadInput, match="no architecture of just that shape"):
-            export(other, tmp_path / "never", to="open_clip")
+            export(Encoder.tiny("siglip", **sizes), tmp_path / "never", to="open_clip")
+    other = Encoder.tiny("siglip")
+    other.model.config.hidden_act = "gelu"
+    with pytest.raises(BadInput, match="no architecture of just that shape"):
+        export(other, tmp_path / "never", to="open_clip")
 
 
 def test_a_tower_of_timms_inside_open_clip_comes_in(tmp_path: Path) -> None:
-    vision = {"image_size": 48, "timm_model_name": REGISTERED, "timm_pool": "avg", "timm_proj": "linear"}
+    vision = {"image_size": 48, "timm_model_name": REGISTERED["siglip"], "timm_pool": "avg", "timm_proj": "linear"}
     made_by_open_clip(tmp_path / "theirs", vision)
     _, tokens = through_open_clip(tmp_path / "theirs")
     encoder = Encoder.load(tmp_path / "theirs")

@@ -24,6 +24,7 @@ from torch import nn
 from pivot.encoder.formats import timm as timms
 from pivot.encoder.formats import vit as vits
 from pivot.encoder.formats.preprocess import Preprocess
+from pivot.encoder.formats.timm_vit import keyed, named_activation, plain, ratio
 from pivot.encoder.formats.vit import Unfit, ViT
 from pivot.encoder.geometry import output_size
 from pivot.encoder.hub import fetch, read_tensors, reason
@@ -130,7 +131,7 @@ def _by_name(where: str) -> tuple[Any, Mapping[str, Any]]:
         safe = (f"{Path(file).stem}.safetensors", file) if file else FILES
         file = fetch(repository, safe, said)
     else:
-        file = timms._from_url(facts["url"], said)
+        file = timms.from_url(facts["url"], said)
     model = _build(name, file, said, quick_gelu=bool(facts.get("quick_gelu")))
     return model, {**model.visual.preprocess_cfg, **{key: value for key, value in facts.items() if key in model.visual.preprocess_cfg}}
 
@@ -169,7 +170,7 @@ def _adopt(model: Any, preprocess: Mapping[str, Any], dtype: str, source: Mappin
     seen = Preprocess.of_open_clip(preprocess)
     if type(visual).__name__ == "TimmModel":
         known = {**source, "trunk": visual.trunk.pretrained_cfg["architecture"]}
-        config, tower, processor = timms.adopt(visual.trunk, dtype, {**known, "architecture": known["trunk"]}, said, seen)
+        config, tower, processor = timms.adopt(visual.trunk, dtype, {**known, "architecture": known["trunk"]}, preprocess=seen)
         config.pivot_left_out = sorted({"text tower", *getattr(config, "pivot_left_out", ())} - {"classification head"})
         return config, tower, processor
     try:
@@ -186,7 +187,7 @@ def _adopt(model: Any, preprocess: Mapping[str, Any], dtype: str, source: Mappin
 def _plain(visual: Any) -> ViT:
     """open_clip's own vision transformer as a `ViT`."""
     if type(visual).__name__ == "TimmModel":
-        return timms.plain(visual.trunk)
+        return plain(visual.trunk)
     if type(visual).__name__ != "VisionTransformer":
         raise Unfit(f"is a {type(visual).__name__}, which is no plain vision transformer")
     if visual.attn_pool is not None:
@@ -212,7 +213,7 @@ def _plain(visual: Any) -> ViT:
         image=(visual.image_size[0], visual.image_size[1]),
         patch=visual.patch_size[0],
         heads=blocks[0].attn.num_heads,
-        act=timms._named_activation(blocks[0].mlp.gelu),
+        act=named_activation(blocks[0].mlp.gelu),
         eps=blocks[0].ln_1.eps,
         pooled_norm=visual.final_ln_after_pool,
     )
@@ -270,7 +271,7 @@ def _built_in(found: ViT) -> dict[str, Any]:
         "width": found.width,
         "layers": found.layers,
         "head_width": found.width // found.heads,
-        "mlp_ratio": timms._ratio(found, 1),
+        "mlp_ratio": ratio(found, 1),
         "norm_kwargs": {"eps": found.eps},
         "no_ln_pre": not found.has("pre.weight"),
         "final_ln_after_pool": found.pooled_norm,
@@ -285,17 +286,15 @@ def _built_in(found: ViT) -> dict[str, Any]:
 def _through_timm(found: ViT, family: str) -> dict[str, Any]:
     """A tower of timm by its name, for open_clip passes no arguments to it: one of just this shape, or none."""
     timm = timms.library()
-    wanted = {key: tuple(tensor.shape) for key, tensor in timms.keyed(found).items()}
+    wanted = {key: tensor.shape for key, tensor in _registered(found).items()}
+    pool = "token" if found.has("class") else "avg"
     for name in timm.list_models(THROUGH_TIMM[family]):
         if not fnmatch(name, f"*patch{found.patch}_*"):
             continue
-        for registers in (wanted, _without_register_positions(found)):
-            with torch.device("meta"):
-                model = timm.create_model(name, num_classes=0, global_pool="token" if found.has("class") else "avg")
-            shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-            if shapes == registers and _same_arithmetic(model, found):
-                pool = "token" if found.has("class") else "avg"
-                return {"image_size": list(found.image), "timm_model_name": name, "timm_pool": pool, "timm_proj": "none"}
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0, global_pool=pool)
+        if wanted == {key: tensor.shape for key, tensor in model.state_dict().items()} and _same_arithmetic(model, found):
+            return {"image_size": list(found.image), "timm_model_name": name, "timm_pool": pool, "timm_proj": "none"}
     shape = (
         f"{found.layers} blocks of width {found.width}, {found.heads} heads, patches of {found.patch}, {found.image[0]} pixels, {found.act}"
     )
@@ -305,13 +304,9 @@ def _through_timm(found: ViT, family: str) -> dict[str, Any]:
     )
 
 
-def _without_register_positions(found: ViT) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in _registered(found).items()}
-
-
 def _registered(found: ViT) -> dict[str, torch.Tensor]:
     """timm's names as its registered architectures with registers have them: the class token's position added to it."""
-    state = timms.keyed(found)
+    state = keyed(found)
     if found.registers and found.has("position"):
         state["cls_token"] = state["cls_token"] + found.tensors["position"][:1]
         state["pos_embed"] = found.tensors["position"][None, 1:]
@@ -320,7 +315,7 @@ def _registered(found: ViT) -> dict[str, torch.Tensor]:
 
 def _same_arithmetic(model: nn.Module, found: ViT) -> bool:
     try:
-        theirs = timms.plain(model)
+        theirs = plain(model)
     except Unfit:
         return False
     facts = (
