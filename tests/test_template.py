@@ -90,9 +90,17 @@ def blank_tokenizer(*special: str, adds_begin: bool = True) -> PreTrainedTokeniz
     """Letters, and blanks as a letter that is put in front of a text, as sentencepiece has it for Llama 2, Mistral 0.1 and Phi-3."""
     letters = [chr(n) for n in range(33, 127)] + ["\n", "▁"]
     made = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
-    made.normalizer = normalizers.Sequence([])
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.decoder = decoders.Metaspace(prepend_scheme="first")
+    return _wrapped(made, special, adds_begin)
+
+
+def old_blank_tokenizer(*special: str, adds_begin: bool = True) -> PreTrainedTokenizerFast:
+    """The same as tokenizer files had it before: a blank in front of whatever follows a control token, too."""
+    letters = [chr(n) for n in range(33, 127)] + ["\n", "▁"]
+    made = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(letters)}, merges=[]))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return _wrapped(made, special, adds_begin)
 
 
@@ -157,7 +165,7 @@ def talked(picture: Any) -> Example:
 
 CASES = [
     *[(style, byte_tokenizer) for style in STYLES],
-    *[(style, blank_tokenizer) for style in ("mistral", "llama2", "phi3", "zephyr")],
+    *[(style, kind) for style in ("mistral", "llama2", "phi3", "zephyr") for kind in (blank_tokenizer, old_blank_tokenizer)],
 ]
 
 

@@ -64,7 +64,7 @@ def _formatting(processor: ProcessorMixin) -> Format:
     lead, behind = _lead(processor, ready, before.removeprefix(header) if before.startswith(header) else "")
     trail = after[: len(after) - len(after.lstrip())] if after.strip() else ""
     tail = _tail(processor, after.removeprefix(trail))
-    end = tokenizer.decode(tail[:1])
+    end = after.removeprefix(trail) if after.strip() else tokenizer.eos_token
     chatml = {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>")} - {None, tokenizer.unk_token_id}
     return Format(
         lead=lead,
