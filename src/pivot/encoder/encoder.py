@@ -73,21 +73,34 @@ class Encoder:
         hold comes as a `pivot_tower`. `pixels` (one number, or height and width) sets another image size than the source's own.
         A detached encoder's tap and weight hash are read too. Bad names, missing or changed weights are a `BadInput`.
         """
-        named = names.parse(str(name))
-        opened = [cls._load(part.name, part.layer, dtype, pixels) for part in named.parts]
-        encoder = opened[0] if len(opened) == 1 and not named.grid else cls.join(opened, named.grid)
+        encoder = cls._named(str(name), dtype, pixels)
         return encoder if tap is None else replace(encoder, tap=tap)
 
     @classmethod
-    def _load(cls, name: str, layer: int | None, dtype: str, pixels: int | tuple[int, int] | None) -> Self:
-        config, model, processor = outside.load(name, dtype) if outside.is_dotted(name) else source.load(name, dtype)
+    def described(cls, name: str | Path, *, pixels: int | tuple[int, int] | None = None) -> Self:
+        """The encoder of a name to be looked at: without its weights where its config says all that there is to say."""
+        return cls._named(str(name), None, pixels)
+
+    @classmethod
+    def _named(cls, name: str, dtype: str | None, pixels: int | tuple[int, int] | None) -> Self:
+        named = names.parse(name)
+        opened = [cls._load(part.name, part.layer, dtype, pixels) for part in named.parts]
+        return opened[0] if len(opened) == 1 and not named.grid else cls.join(opened, named.grid)
+
+    @classmethod
+    def _load(cls, name: str, layer: int | None, dtype: str | None, pixels: int | tuple[int, int] | None) -> Self:
+        if outside.is_dotted(name):
+            config, model, processor = outside.load(name, dtype or "float32")
+        else:
+            config, model, processor = source.load(name, dtype) if dtype else source.described(name)
         tap, projector = None, None
         folder = Path(name)
         if (folder / TAP_FILE).is_file():
             try:
                 stored = read_json(folder / TAP_FILE)
-                _check_hash(folder / formats.FORMATS[stored.get("layout", "hf")].WEIGHTS_FILE, stored["weights"])
-                projector = _load_projector(folder, stored["projector"], model.dtype)
+                if dtype:
+                    _check_hash(folder / formats.FORMATS[stored.get("layout", "hf")].WEIGHTS_FILE, stored["weights"])
+                    projector = _load_projector(folder, stored["projector"], model.dtype)
                 tap = Tap(**stored["tap"])
             except (KeyError, TypeError) as error:
                 raise BadInput(f"{folder / TAP_FILE} is not what this version writes ({error}); detach the encoder again") from None

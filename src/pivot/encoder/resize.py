@@ -57,7 +57,7 @@ def model_at(model: PreTrainedModel, size: tuple[int, int]) -> PreTrainedModel:
         if new.to_dict()["image_size"] == config.to_dict()["image_size"]:
             return model
         after = towers.grid(new)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device(model.device):  # which may be one without storage
             larger = AutoModel.from_config(new)
         state = {
             name: resampled(tensor, before, after) if name.endswith(POSITIONS) else tensor for name, tensor in model.state_dict().items()

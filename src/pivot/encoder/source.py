@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
 
-__all__ = ["PIXELS", "load", "quiet", "reach", "square_processor"]
+__all__ = ["PIXELS", "described", "load", "quiet", "reach", "square_processor"]
 
 
 def load(name: str, dtype: str) -> Parts:
@@ -29,6 +29,14 @@ def load(name: str, dtype: str) -> Parts:
     if colon and "/" not in prefix:
         return formats.named(prefix, f"encoder '{name}': no prefix '{prefix}:'").opened(rest, dtype)
     raise BadInput(f"encoder '{name}': no such folder; check the path, or write hf:{name} for a model of the Hub")
+
+
+def described(name: str) -> Parts:
+    """The same, without weights where files of settings are enough."""
+    prefix, _, rest = name.partition(":")
+    if Path(name).is_dir() and formats.of_folder(Path(name)) is formats.hf:
+        return formats.hf.described(Path(name))
+    return formats.hf.described(rest) if prefix == "hf" and not Path(name).is_dir() else load(name, "float32")
 
 
 def square_processor(config: PreTrainedConfig, pixels: int) -> BaseImageProcessor:

@@ -50,6 +50,25 @@ def opened(where: str | Path, dtype: str) -> Parts:
     return _open(str(where), dtype, any((where / file).is_file() for file in SAFE), local_files_only=True)
 
 
+def described(where: str | Path) -> Parts:
+    """The same with a model without storage, from its settings alone. Packed patches hang on values, so that those come whole."""
+    settings = (NEEDED[0], NEEDED[2])
+    if isinstance(where, Path) and not all(any((where / name).is_file() for name in names) for names in settings):
+        return opened(where, "float32")  # which says what is missing
+    options = {"local_files_only": reach(where, settings) if isinstance(where, str) else True}
+    try:
+        with quiet():
+            config = vision_config(AutoConfig.from_pretrained(where, **options))
+            processor = AutoImageProcessor.from_pretrained(where, backend=PIXELS, **options)
+            with torch.device("meta"):
+                model = AutoModel.from_config(config)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"encoder {where} cannot be opened: {reason(error)}") from None
+    return opened(where, "float32") if towers.family(config).layout == "packed" else (config, model.eval(), processor)
+
+
 def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
