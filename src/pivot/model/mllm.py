@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from pivot.data.collate import LabelMask, Row, encode
-from pivot.encoder import Encoder, towers
+from pivot.encoder import Encoder, names, towers
 from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json
 from pivot.model import detached, small
@@ -214,9 +215,14 @@ def _described(where: str, here: bool) -> tuple[PreTrainedConfig, ProcessorMixin
                 advice = "give an MLLM; `pivot probe linear` reads an encoder as it is"
                 raise BadInput(f"MLLM {where}: this is an encoder already ({config.model_type}), without an LLM; {advice}")
             family(config)  # one that is not in the table is refused by its name
-            return config, AutoProcessor.from_pretrained(where, backend=PIXELS, local_files_only=here)
+            processor = AutoProcessor.from_pretrained(where, local_files_only=here)
+            # By itself: a processor of videos beside it knows no such backend.
+            processor.image_processor = AutoImageProcessor.from_pretrained(where, backend=PIXELS, local_files_only=here)
+            return config, processor
     except BadInput:
         raise
+    except ImportError as lacking:  # transformers reads a processor whole, and its part for videos only with torchvision
+        raise BadInput(f"cannot open MLLM {where}: its processor needs torchvision; run pip install 'pivot-vision[encoders]'") from lacking
     except (OSError, ValueError) as failed:
         raise BadInput(f"cannot open MLLM {where}: {llms.first_line(failed)}") from failed
 
@@ -225,6 +231,8 @@ def holds_mllm(source: str) -> bool:
     """Whether a name is one of an MLLM: "base", or a folder or Hub model whose config is of a known MLLM family."""
     if source == "base":
         return True
+    if names.parse(source) != names.Name((names.Part(source),)):
+        return False  # an ensemble, or a layer: a name of encoders
     if not source.startswith("hf:") and not (Path(source) / "config.json").is_file():
         return False
     where, here = _place(source)
