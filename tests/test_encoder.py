@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +176,20 @@ def test_a_name_is_described_without_its_weights(name: str, tmp_path: Path) -> N
     assert (seen.grid, seen.tap, seen.family, seen.left_out) == (whole.grid, whole.tap, whole.family, whole.left_out)
     assert towers.idle_parameters(seen.model, seen.tap).keys() == towers.idle_parameters(whole.model, whole.tap).keys()
     assert [p.shape for p in seen.model.parameters()] == [p.shape for p in whole.model.parameters()]
+
+
+def test_dinov3s_image_processor_goes_through_pillow(tmp_path: Path) -> None:
+    facts = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 2, "size": {"height": 48, "width": 48}}
+    towers.tiny("dinov3_vit").save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "DINOv3ViTImageProcessorFast", **facts}))
+    wide = [picture(1, 70, 90)]
+    encoder = Encoder.load(tmp_path)
+    assert type(encoder.processor).__name__.endswith("Pil")
+    encoder.save(tmp_path / "out")
+    assert torch.equal(Encoder.load(tmp_path / "out").pixels(wide), encoder.pixels(wide))
+    if find_spec("torchvision"):
+        stock = AutoImageProcessor.from_pretrained(tmp_path)(images=wide, return_tensors="pt")["pixel_values"]
+        assert (stock - encoder.pixels(wide)).abs().max() < 1.5 / 255 / 0.224, "within a grey level, and rounding"
 
 
 def drop_tensor(folder: Path) -> None:

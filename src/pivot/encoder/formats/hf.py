@@ -10,16 +10,17 @@ import transformers
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, ViTConfig
 
 from pivot.encoder import reading, towers
+from pivot.encoder.formats.preprocess import processor_class
 from pivot.encoder.hub import PIXELS, quiet, reach, reason
 from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from pivot.encoder.encoder import Encoder
 
@@ -34,6 +35,7 @@ NEEDED = (
     (*SAFE, "pytorch_model.bin", "pytorch_model.bin.index.json"),
     ("preprocessor_config.json", "processor_config.json"),
 )
+WITHOUT_PILLOW = ("DINOv3ViTImageProcessor",)
 
 
 def opened(where: str | Path, dtype: str) -> Parts:
@@ -59,7 +61,7 @@ def described(where: str | Path) -> Parts:
     try:
         with quiet():
             config = vision_config(AutoConfig.from_pretrained(where, **options))
-            processor = AutoImageProcessor.from_pretrained(where, backend=PIXELS, **options)
+            processor = _processor(str(where), config, **options)
             with torch.device("meta"):
                 model = AutoModel.from_config(config)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -77,7 +79,7 @@ def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
             model, report = AutoModel.from_pretrained(
                 name, config=config, dtype=dtype, use_safetensors=safe, output_loading_info=True, **options
             )
-            processor = AutoImageProcessor.from_pretrained(name, backend=PIXELS, **options)
+            processor = _processor(name, config, **options)
     except BadInput:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -91,6 +93,14 @@ def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
     if any(key.startswith("classifier.") for key in report["unexpected_keys"]):
         config.pivot_left_out = [*getattr(config, "pivot_left_out", []), "classification head"]
     return config, model.eval(), processor
+
+
+def _processor(name: str, config: PreTrainedConfig, **options: Any) -> BaseImageProcessor:
+    """Always one that goes through Pillow: transformers has DINOv3's over torchvision alone, whose pixels differ by a grey level."""
+    facts, _ = BaseImageProcessor.get_image_processor_dict(name, **options)
+    if str(facts.get("image_processor_type")).removesuffix("Fast") in WITHOUT_PILLOW:
+        return processor_class(config).from_pretrained(name, **options)
+    return AutoImageProcessor.from_pretrained(name, backend=PIXELS, **options)
 
 
 def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -135,8 +145,10 @@ def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tens
         found = model(pixel_values, output_hidden_states=True).hidden_states[tap.layer]
         found = towers.final_norm(model)(found) if tap.norm else found
     states = f"hidden_states[{tap.layer}]"
-    norm = towers.family(model.config).norm
-    return found[:, tap.prefix :], f"{f'{norm}({states})' if tap.norm else states}[:, {tap.prefix}:]"
+    if tap.norm:
+        norm = next(name for name, module in model.named_modules() if module is towers.final_norm(model))
+        states = f"model.{norm}({states})"
+    return found[:, tap.prefix :], f"{states}[:, {tap.prefix}:]"
 
 
 def version() -> str:
