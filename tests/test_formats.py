@@ -133,6 +133,17 @@ def test_any_tap_is_read_through_timm(family: str, layer: int, norm: bool, tmp_p
     assert parity.holds and ("norm" in parity.read) == norm
 
 
+@pytest.mark.parametrize("library", ["timm", "open_clip"])
+def test_half_precision_stays_what_it_is(library: str, tmp_path: Path) -> None:
+    encoder = Encoder.tiny("clip")
+    shake(encoder.model)
+    encoder.model.to(torch.bfloat16)
+    parity = export(encoder, tmp_path / "out", IMAGES, to=library)
+    assert parity.holds and parity.dtype == "bfloat16"
+    again = Encoder.load(tmp_path / "out", dtype="bfloat16")
+    assert torch.equal(again.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
 # ---- the parity can fail
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +14,15 @@ from PIL import Image
 from transformers import AutoModel
 
 from pivot.encoder import formats, towers
+from pivot.encoder.card import CARD_FILE, Provenance, card
 from pivot.encoder.encoder import Encoder
-from pivot.files import whole_folder, write_json
+from pivot.encoder.parity import PARITY_FILE, Parity, tolerance
+from pivot.files import whole_folder, write_json, write_text
 from pivot.records import BadInput, picture
 
 if TYPE_CHECKING:
     from pivot.records import Picture
 
-PARITY_FILE = "parity.json"
-# transformers computes what it computed in the MLLM, bit for bit. Other libraries add and multiply in another order: this share of
-# the largest feature is what float32 loses by that, and a thousandth of what a wrong activation or a swapped tensor makes.
-TOLERANCE = 1e-5
 
 VOID = {
     "text tower": "zero-shot use with it is void",
@@ -34,43 +32,20 @@ VOID = {
 }
 
 
-@dataclass(frozen=True)
-class Parity:
-    """How far a folder's features are from those of the model it came out of, and what in it is stale."""
-
-    difference: float  # largest absolute difference of a token, through the library alone
-    tolerance: float  # what it may be: nothing through transformers, rounding through the others
-    pixel_difference: float  # of what the library's own transform gives; unless it is 0, features are compared on the same pixels
-    projector_difference: float | None  # the same behind the projector, through this package
-    against: str  # "mllm": what the MLLM feeds its projector; "encoder": the encoder in memory
-    read: str  # the expression that gives the features
-    images: int
-    shape: tuple[int, ...]  # of the compared tokens (B, P, D)
-    dtype: str
-    device: str
-    layout: str
-    through: str
-    truncated: bool
-    stale: tuple[str, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Whether not one bit of a feature changed."""
-        return self.difference == 0 and self.pixel_difference == 0 and self.projector_difference in (None, 0)
-
-    @property
-    def holds(self) -> bool:
-        """Whether the folder is that encoder: features differ by rounding at most."""
-        return self.difference <= self.tolerance and (self.projector_difference or 0) <= self.tolerance
-
-
 def export(
-    encoder: Encoder, folder: str | Path, images: Sequence[Picture] | None = None, *, truncate: bool = False, to: str | None = None
+    encoder: Encoder,
+    folder: str | Path,
+    images: Sequence[Picture] | None = None,
+    *,
+    truncate: bool = False,
+    to: str | None = None,
+    provenance: Provenance | None = None,
 ) -> Parity:
-    """Write the folder whole, `parity.json` included. `truncate` leaves out the blocks above the tap.
+    """Write the folder whole, `parity.json` and the model card included. `truncate` leaves out the blocks above the tap.
 
     `to` is the library whose layout it has, by default the one that the encoder came from. The comparison opens the folder with
-    that library alone; without images it uses noise of several sizes.
+    that library alone; without images it uses noise of several sizes. `provenance` is what the card says of parents and data, by
+    default no more than what the encoder itself knows.
     """
     library = home(encoder) if to is None else to
     form = formats.named(library, f"--to {library}: no such layout")
@@ -82,6 +57,8 @@ def export(
         lost = out.write(unfinished, library)
         parity = _compare(encoder, out, unfinished, pictures, library, lost)
         write_json(unfinished / PARITY_FILE, {**asdict(parity), "exact": parity.exact, "holds": parity.holds})
+        told = card(Path(folder).name, out.family.name, library, out.tap, parity, known(encoder, provenance or Provenance()))
+        write_text(unfinished / CARD_FILE, told)
     return parity
 
 
@@ -89,6 +66,16 @@ def home(encoder: Encoder) -> str:
     """The library whose layout an encoder came in; transformers' where it has no place in that."""
     library = getattr(encoder.model.config, "pivot_source", {}).get("library", "hf")
     return library if formats.FORMATS[library].refusal(encoder.family.name) is None else "hf"
+
+
+def known(encoder: Encoder, provenance: Provenance) -> Provenance:
+    """What is said of where an encoder came from, and what its config says where nobody else does."""
+    source = getattr(encoder.model.config, "pivot_source", {})
+    if "name" not in source:
+        return provenance
+    name = provenance.encoder or f"{source['library']}:{source['name']}"
+    licences = {name: source["licence"]} if "licence" in source else {}
+    return replace(provenance, encoder=name, licences={**licences, **provenance.licences})
 
 
 def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Image.Image], library: str, lost: Sequence[str]) -> Parity:
@@ -99,13 +86,19 @@ def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Imag
     # Where the library resizes otherwise, features are compared on the same pixels, and the pixels are compared by themselves.
     pixel_difference = _largest(theirs, seen)
     found, read = form.read(folder, theirs if pixel_difference == 0 else seen, out.tap)
+    if pixel_difference:
+        lost = [
+            *lost,
+            f"preprocessing: {library}'s own transform of the same pictures differs by up to {pixel_difference:.2g} of a normalised pixel; "
+            "it rounds the corner of a centre crop otherwise, by one pixel at some shapes of pictures",
+        ]
     behind = None
     if encoder.projector is not None and projected is not None:
         reopened = Encoder.load(folder, dtype=str(dtype).removeprefix("torch.")).to(device)
         behind = _largest(reopened.features(images, "projector", len(images)).tokens, projected)
     return Parity(
         difference=_largest(found, tokens),
-        tolerance=0.0 if library == "hf" else TOLERANCE * max(1.0, tokens.abs().max().item()),
+        tolerance=0.0 if library == "hf" else tolerance(tokens, dtype),
         pixel_difference=pixel_difference,
         projector_difference=behind,
         against="encoder" if encoder.inside is None else "mllm",
