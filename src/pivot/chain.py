@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pivot import lookup
 from pivot import recipe as recipes
 from pivot.files import discard, hash_file, read_json
+from pivot.provenance import of_arm
 from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
 from pivot.runfolder import ORIGINAL, RunFolder
@@ -249,8 +250,11 @@ class Work:
         from pivot.encoder.export import export
 
         folder = self.folder.encoder(stage.arm, stage.seed)
-        parity = export(self._original() if stage.arm == ORIGINAL else self._trained(stage).detach(), folder)
-        if not parity.exact and parity.device == "cpu" and parity.dtype == "float32":
+        mllm = None if stage.arm == ORIGINAL else self._trained(stage)
+        encoder = mllm.detach() if mllm else self._original()
+        known = of_arm(self.recipe, stage.arm, stage.seed, mllm.dequantised if mllm else None)
+        parity = export(encoder, folder, provenance=known)
+        if not parity.holds and parity.device == "cpu" and parity.dtype == "float32":
             raise CheckFailed(f"{folder}: features differ from those in the MLLM by {parity.difference:.2g}; see parity.json there")
         return [folder]
 

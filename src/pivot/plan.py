@@ -13,7 +13,7 @@ from pivot.runfolder import RunFolder
 from pivot.stages import Stage, stages
 
 if TYPE_CHECKING:
-    from transformers import LlavaProcessor, PreTrainedConfig
+    from transformers import PreTrainedConfig, ProcessorMixin
 
     from pivot.records import Example
     from pivot.train import Settings
@@ -75,7 +75,7 @@ class _Model:
         self.recipe = recipe
 
     @cached_property
-    def parts(self) -> tuple[PreTrainedConfig, LlavaProcessor]:
+    def parts(self) -> tuple[PreTrainedConfig, ProcessorMixin]:
         """From files without weights for a saved MLLM; one that is still to be built from parts has to be built."""
         if self.recipe.init and self.recipe.init not in FRESH:
             from pivot.model.mllm import describe
@@ -103,9 +103,11 @@ class _Model:
         from pivot.data.collate import encode
         from pivot.model.families import context
         from pivot.model.flops import row_flops
+        from pivot.model.languages import backend
 
         config, processor = self.parts
         sampled = [examples[i * len(examples) // SAMPLED] for i in range(SAMPLED)] if len(examples) > SAMPLED else list(examples)
         options: dict[str, Any] = {"trained": trained, "backward": bool(trained), "checkpointing": settings.checkpointing}
         rows = [encode(example, processor, settings.label_mask, settings.limit, context(config)) for example in sampled]
-        return sum(row_flops(config, row, settings.backend, **options) for row in rows) / len(rows) * len(examples)
+        used, _ = backend(config.get_text_config(), settings.backend)
+        return sum(row_flops(config, row, used, **options) for row in rows) / len(rows) * len(examples)

@@ -30,7 +30,8 @@ app = typer.Typer(
 data = typer.Typer(help="Make and look at data.", no_args_is_help=True)
 probe = typer.Typer(help="Measure encoders.", no_args_is_help=True)
 bench = typer.Typer(help="Measure MLLMs.", no_args_is_help=True)
-for name, verbs in {"data": data, "probe": probe, "bench": bench}.items():
+encoder = typer.Typer(help="Look at encoders.", no_args_is_help=True)
+for name, verbs in {"data": data, "encoder": encoder, "probe": probe, "bench": bench}.items():
     app.add_typer(verbs, name=name)
 
 

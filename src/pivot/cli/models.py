@@ -40,6 +40,7 @@ def ask(
 def detach(
     mllm: Annotated[str, typer.Argument(help="'base', a folder, or hf:ID.")],
     out: Annotated[Path, typer.Argument(help="Folder for the encoder.")],
+    to: Annotated[str | None, typer.Option(metavar="hf|timm|open_clip", help="Whose layout; by default the one it came in.")] = None,
     truncate: Annotated[bool, typer.Option("--truncate", help="Leave out the blocks above the tap.")] = False,
     json: Json = False,
 ) -> None:
@@ -47,15 +48,18 @@ def detach(
     free(out)
     from pivot.encoder.export import export
     from pivot.model import MLLM
+    from pivot.provenance import of_model
 
-    parity = export(MLLM.load(mllm).detach(), out, truncate=truncate)
+    model = MLLM.load(mllm)
+    parity = export(model.detach(), out, truncate=truncate, to=to, provenance=of_model(mllm, model.dequantised))
     lines = [
-        f"encoder: {out}",
-        f"features: {parity.read}, largest difference {parity.difference:g}",
+        f"encoder: {out}, in the layout of {parity.layout}",
+        f"features: {parity.read}, largest difference {parity.difference:g} ({parity.through})",
         *(f"stale: {what}" for what in parity.stale),
     ]
-    show({"encoder": str(out), "difference": parity.difference, "stale": parity.stale}, json, text="\n".join(lines))
-    if not parity.exact and parity.dtype == "float32":
+    facts = {"encoder": str(out), "layout": parity.layout, "difference": parity.difference, "stale": parity.stale}
+    show(facts, json, text="\n".join(lines))
+    if not parity.holds and parity.dtype == "float32":
         raise CheckFailed(f"{out}: features differ from those in the MLLM by {parity.difference:g}; see parity.json there")
 
 

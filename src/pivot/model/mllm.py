@@ -191,6 +191,11 @@ class MLLM:
         """The tower as an encoder with its tap, an image processor and its projector. It shares their weights with this model."""
         return detached.take_out(self)
 
+    @property
+    def dequantised(self) -> str | None:
+        """The kind of GGUF file that its LLM was unpacked from, if it was."""
+        return (getattr(self.model.config.get_text_config(), "pivot_source", None) or {}).get("dequantised")
+
     def attach(self, encoder: Encoder) -> MLLM:
         """Put back an encoder that was detached from this MLLM or one of its shape; returns itself. The projector stays its own."""
         detached.put_back(self, encoder)
