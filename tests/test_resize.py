@@ -61,7 +61,7 @@ def test_the_same_size_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("pixels", [96, 32, 52])
+@pytest.mark.parametrize("pixels", [96, 52])
 def test_another_size_resamples_positions_and_nothing_else(name: str, pixels: int, tmp_path: Path) -> None:
     encoder = Encoder.tiny(name)
     encoder.save(tmp_path / "native")
@@ -99,8 +99,8 @@ def test_sizes_that_make_no_sense(pixels: int | tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "convnext", "qwen2_5_vl_vision", "pivot_tower"])
-@pytest.mark.parametrize("pixels", [64, 92])
-def test_an_mllm_counts_the_tokens_of_its_encoder(name: str, pixels: int, tmp_path: Path) -> None:
+def test_an_mllm_counts_the_tokens_of_its_encoder(name: str, tmp_path: Path) -> None:
+    pixels = 92
     tokenizer = MLLM.tiny().processor.tokenizer
     llm = AutoModelForCausalLM.from_config(Qwen2Config(**SMALL, vocab_size=len(tokenizer)))
     mllm = MLLM.build(Encoder.tiny(name), llm, tokenizer=tokenizer, pixels=pixels)
