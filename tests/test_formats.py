@@ -410,3 +410,29 @@ def test_what_no_family_computes_comes_in_as_a_pivot_tower(architecture: str, op
     parity = export(encoder, tmp_path / "out", IMAGES)
     assert parity.exact and parity.layout == "hf"
     assert torch.equal(Encoder.load(tmp_path / "out").features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
+def test_a_training_scripts_file_opens_under_an_architecture_of_timms(tmp_path: Path) -> None:
+    """As MoCo v3 publishes: two networks in one file, wrapped twice, heads of their own, and the optimiser's state beside them."""
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    model = timm.create_model(name, pretrained=False, num_classes=0).eval()
+    own, other = model.state_dict(), {key: tensor + 1 for key, tensor in model.state_dict().items()}
+    kept = {f"module.base_encoder.{key}": tensor for key, tensor in own.items()} | {"module.base_encoder.head.0.weight": torch.ones(4, 192)}
+    kept |= {f"module.momentum_encoder.{key}": tensor for key, tensor in other.items()}
+    file = tmp_path / "script.pth.tar"
+    torch.save({"epoch": 3, "arch": "vit", "state_dict": kept, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}}, file)
+    encoder = Encoder.load(f"timm:{name}={file}")
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        found = model.forward_intermediates(pixels, indices=[10], output_fmt="NLC", intermediates_only=True)[0]
+        assert (encoder.read(pixels)[0] - found).abs().max() < 1e-5
+    assert encoder.family.name == "vit" and home(encoder) == "timm" and "licence" not in encoder.model.config.pivot_source
+    with pytest.raises(BadInput, match="a tag must say"):
+        Encoder.load(f"timm:vit_tiny_patch16_224={file}")
+    with pytest.raises(BadInput, match="no tensor named"):
+        torch.save({"weight": torch.ones(2)}, tmp_path / "else.pth")
+        Encoder.load(f"timm:{name}={tmp_path / 'else.pth'}")
+    del kept["module.base_encoder.blocks.3.attn.qkv.weight"]
+    torch.save({"state_dict": kept}, file)
+    with pytest.raises(BadInput, match="not in its weights"):
+        Encoder.load(f"timm:{name}={file}")

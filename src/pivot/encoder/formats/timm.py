@@ -50,7 +50,10 @@ def opened(where: str | Path, dtype: str) -> Parts:
     """A folder in timm's layout, a model of timm by its name, or OWNER/MODEL of the Hub in timm's layout."""
     if isinstance(where, str):
         model, arguments = _by_name(where)
-        return adopt(model, dtype, {"library": "timm", "name": where, **_facts(model)}, arguments)
+        facts = _facts(model)
+        if "=" in where:  # whoever trained that file decides its licence, not whoever published weights under the tag
+            facts = {"architecture": facts["architecture"]}
+        return adopt(model, dtype, {"library": "timm", "name": where, **facts}, arguments)
     files = [where / file for file in FILES if (where / file).is_file()]
     if not files:
         raise BadInput(f"encoder folder {where}: {WEIGHTS_FILE} not found; give a folder that timm saved")
@@ -65,6 +68,8 @@ def _by_name(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
     """A model, and the arguments that its config has for timm."""
     timm = library()
     said = f"timm:{name}"
+    if "=" in name:
+        return _from_file(*name.split("=", 1), said), {"num_classes": 0}
     if "/" in name:  # a model of somebody's own on the Hub, in timm's layout
         config = read_json(fetch(name, ("config.json",), said))
         return _build(f"hf-hub:{name}", read_tensors(fetch(name, FILES, said)), said), config.get("model_args")
@@ -87,6 +92,26 @@ def _by_name(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
     return _build(name, read_tensors(file), said), None
 
 
+def _from_file(name: str, file: str, said: str) -> nn.Module:
+    """An architecture of timm's with the weights of a training script's file, such as MoCo v3's. The tag says how pictures were prepared."""
+    timm = library()
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture) or name not in timm.list_models(f"{architecture}.*", pretrained=True):
+        near = get_close_matches(name, timm.list_models(pretrained=True), n=3)
+        what = (
+            "timm has no such architecture" if tag else "a tag must say whose preprocessing it had (of ViT-B/16, .mae has ImageNet's mean)"
+        )
+        raise BadInput(f"{said}: {what}; nearest: {', '.join(near) or 'see timm.list_pretrained()'}")
+    with torch.device("meta"):
+        wanted = timm.create_model(name, pretrained=False, num_classes=0).state_dict()
+    weights, first = read_tensors(Path(file)), next(iter(wanted))
+    inside = sorted(key.removesuffix(first) for key in weights if key == first or key.endswith(f".{first}"))
+    if not inside:
+        raise BadInput(f"{said}: {file} has no tensor named {first}; is it of {architecture}, with timm's names?")
+    chosen = next((prefix for prefix in inside if "base" in prefix or "teacher" in prefix), inside[0])  # MoCo and DINO keep two of them
+    return _build(name, {key: weights[chosen + key] for key in wanted if chosen + key in weights}, said, num_classes=0)
+
+
 def from_url(url: str, said: str) -> Path:
     """A file that is not on the Hub, through torch's cache, its name holding a hash that is checked."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
@@ -100,13 +125,13 @@ def from_url(url: str, said: str) -> Path:
     return file
 
 
-def _build(name: str, weights: Mapping[str, torch.Tensor], said: str) -> nn.Module:
+def _build(name: str, weights: Mapping[str, torch.Tensor], said: str, **options: Any) -> nn.Module:
     """A timm model with weights that we have read, so that timm opens no file but its config."""
     timm = library()
     overlay = {"source": "", "file": None, "custom_load": False, "state_dict": dict(weights)}
     try:
         with torch.random.fork_rng(devices=[]):
-            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
     except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
         raise BadInput(
             f"{said} cannot be opened: {reason(error)}; is it complete, and is this timm {timm.__version__} new enough?"
