@@ -9,7 +9,6 @@ import pytest
 
 from pivot import cli
 from pivot.encoder import formats, names
-from pivot.encoder.formats import open_clip as open_clips
 
 TEXT = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
 
@@ -35,12 +34,11 @@ def test_the_names_shown_are_names() -> None:
     shown = re.findall(r"(hf|timm|open_clip):([\w.-]+(?:/[\w.-]+)?)", TEXT)
     assert {library for library, _ in shown} == {"hf", "timm", "open_clip"}
     for library, name in shown:
-        if library == "timm" and name != "NAME":
+        if library == "timm" and not name.startswith("NAME"):
             assert timm.is_model(name.partition(".")[0]) and name in timm.list_pretrained(), name
         elif library == "open_clip" and name != "MODEL/TAG":
             assert tuple(name.split("/")) in open_clip.list_pretrained(), name
     assert names.parse("hf:a/b@-1 + hf:c/d -> 24x24").grid == (24, 24)
-    assert open_clips.LIBRARY == "open_clip"
 
 
 def test_every_verb_that_it_names_exists(capsys: pytest.CaptureFixture[str]) -> None:

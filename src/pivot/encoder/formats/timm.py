@@ -93,7 +93,7 @@ def _by_name(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
 
 
 def _from_file(name: str, file: str, said: str) -> nn.Module:
-    """An architecture of timm's with the weights of a training script's file, such as MoCo v3's. The tag says how pictures were prepared."""
+    """An architecture of timm's with the weights of a training script's file, such as MoCo v3's. The tag says how to prepare pictures."""
     timm = library()
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) or name not in timm.list_models(f"{architecture}.*", pretrained=True):
