@@ -170,7 +170,7 @@ def _tower(config: PreTrainedConfig, views: Sequence[View], passes: int) -> _Tow
     everywhere = 4 * sum(count**2 for count in tokens) * width * passes
     windowed = 4 * sum(_in_windows(vision, view) for view in views) * width * passes
     whole = getattr(vision, "fullatt_block_indexes", None)
-    cost = [linear + (everywhere if whole is None or block in whole else windowed) for block in range(vision.num_hidden_layers)]
+    cost = [linear + (everywhere if whole is None or block in whole else windowed) for block in range(towers.num_blocks(vision))]
     below = towers.depth(vision, row.tap(config))
     dropped = len(views) if getattr(config, "vision_feature_select_strategy", "full") == "default" else 0
     return _Tower(
