@@ -12,7 +12,8 @@ import yaml
 from pivot import provenance, recipe
 from pivot.encoder import Encoder
 from pivot.encoder.card import OPENED, Provenance, card
-from pivot.encoder.export import export, stale
+from pivot.encoder.export import export
+from pivot.encoder.stale import stale
 from pivot.files import write_json
 from pivot.runfolder import RunFolder
 

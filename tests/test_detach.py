@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from pivot.encoder import Encoder, towers
-from pivot.encoder.export import PARITY_FILE, export, stale
+from pivot.encoder.export import PARITY_FILE, export
+from pivot.encoder.stale import stale
 from pivot.model import MLLM
 from pivot.records import BadInput, Tap
 

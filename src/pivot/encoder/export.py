@@ -17,19 +17,12 @@ from pivot.encoder import formats, towers
 from pivot.encoder.card import CARD_FILE, Provenance, card
 from pivot.encoder.encoder import Encoder
 from pivot.encoder.parity import PARITY_FILE, Parity, tolerance
+from pivot.encoder.stale import stale
 from pivot.files import whole_folder, write_json, write_text
 from pivot.records import BadInput, picture
 
 if TYPE_CHECKING:
     from pivot.records import Picture
-
-
-VOID = {
-    "text tower": "zero-shot use with it is void",
-    "projection": "there are no embeddings to compare with text",
-    "classification head": "it says no classes",
-    "decoder": "it paints no pictures",
-}
 
 
 def export(
@@ -149,29 +142,6 @@ def truncated(encoder: Encoder) -> Encoder:
 
 def _block_at_or_after(name: str, path: str, first: int) -> bool:
     return name.startswith(f"{path}.") and int(name[len(path) + 1 :].split(".")[0]) >= first
-
-
-def stale(encoder: Encoder) -> list[str]:
-    """What in this encoder training through the tap leaves behind, as sentences for a reader of the folder."""
-    model, tap = encoder.model, encoder.tap
-    row, layers, below = encoder.family, model.config.num_hidden_layers, towers.depth(model.config, tap)
-    unread = towers.above(model, tap)
-    found = []
-    if below < layers:
-        which = f"block {layers}" if below == layers - 1 else f"blocks {below + 1} to {layers}"
-        found.append(
-            f"{which} of {layers}: above the tap, as before training; last_hidden_state passes through, so read hidden_states[{tap.layer}]"
-        )
-    if any(name.rpartition(".")[2] == row.norm for name in unread):
-        found.append(
-            f"{row.norm}: the final norm, as before training and made for the last block of the whole encoder; the tap is in front of it"
-        )
-    if any(name.rpartition(".")[2] == row.head for name in unread):
-        found.append(f"{row.head}: the pooling head, as before training; pooler_output does not follow the trained blocks")
-    for part in encoder.left_out:
-        consequence = VOID.get(part, "there is no pooler_output")
-        found.append(f"{part}: left behind in the source and no longer matching this encoder; {consequence}")
-    return found
 
 
 def noise(grid: tuple[int, int], number: int = 4) -> Iterator[Image.Image]:

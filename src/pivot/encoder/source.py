@@ -32,11 +32,12 @@ def load(name: str, dtype: str) -> Parts:
 
 
 def described(name: str) -> Parts:
-    """The same, without weights where files of settings are enough."""
+    """The same, without weights where settings are enough."""
     prefix, _, rest = name.partition(":")
-    if Path(name).is_dir() and formats.of_folder(Path(name)) is formats.hf:
-        return formats.hf.described(Path(name))
-    return formats.hf.described(rest) if prefix == "hf" and not Path(name).is_dir() else load(name, "float32")
+    if Path(name).is_dir():
+        form = formats.of_folder(Path(name))
+        return formats.hf.described(Path(name)) if form is formats.hf else load(name, "float32")
+    return formats.FORMATS[prefix].described(rest) if prefix in formats.FORMATS else load(name, "float32")
 
 
 def square_processor(config: PreTrainedConfig, pixels: int) -> BaseImageProcessor:

@@ -87,11 +87,8 @@ def library() -> Any:
 def opened(where: str | Path, dtype: str) -> Parts:
     """A folder in open_clip's layout, or MODEL/TAG as its tables have it."""
     if isinstance(where, str):
-        model, preprocess = _by_name(where)
-        name, _, tag = where.rpartition("/")
-        return _adopt(
-            model, preprocess, dtype, {"library": "open_clip", "name": where, "architecture": name, "tag": tag}, f"open_clip:{where}"
-        )
+        facts = _published(where)
+        return _adopt_named(where, _by_name(where, facts), facts, dtype)
     files = [where / file for file in (*FILES, "model.safetensors") if (where / file).is_file()]
     if not files:
         raise BadInput(f"encoder folder {where}: {WEIGHTS_FILE} not found; give a folder that open_clip saved")
@@ -112,7 +109,16 @@ def _visual(folder: Path, weights: Mapping[str, torch.Tensor]) -> nn.Module:
     return model.visual
 
 
-def _by_name(where: str) -> tuple[Any, Mapping[str, Any]]:
+def described(name: str) -> Parts:
+    """What `opened` gives for MODEL/TAG, without storage: nothing is read or fetched."""
+    facts = _published(name)
+    with torch.device("meta"):
+        model = _create(name.rpartition("/")[0], pretrained=None, device="meta", force_quick_gelu=bool(facts.get("quick_gelu")))
+    return _adopt_named(name, model, facts, "float32")
+
+
+def _published(where: str) -> Mapping[str, Any]:
+    """open_clip's facts of MODEL/TAG; a wrong name gets the nearest."""
     open_clip, said = library(), f"open_clip:{where}"
     name, _, tag = where.rpartition("/")
     if name not in open_clip.list_models():
@@ -126,14 +132,27 @@ def _by_name(where: str) -> tuple[Any, Mapping[str, Any]]:
         raise BadInput(
             f"{said}: open_clip has no weights '{tag}' of {name}; nearest: {', '.join(near) or 'none, it has no weights at all'}"
         )
+    return facts
+
+
+def _by_name(where: str, facts: Mapping[str, Any]) -> Any:
+    said = f"open_clip:{where}"
     if facts.get("hf_hub"):
         repository, _, file = facts["hf_hub"].rpartition("/")
         safe = (f"{Path(file).stem}.safetensors", file) if file else FILES
         file = fetch(repository, safe, said)
     else:
         file = timms.from_url(facts["url"], said)
-    model = _build(name, file, said, quick_gelu=bool(facts.get("quick_gelu")))
-    return model, {**model.visual.preprocess_cfg, **{key: value for key, value in facts.items() if key in model.visual.preprocess_cfg}}
+    return _build(where.rpartition("/")[0], file, said, quick_gelu=bool(facts.get("quick_gelu")))
+
+
+def _adopt_named(where: str, model: Any, facts: Mapping[str, Any], dtype: str) -> Parts:
+    """A model of open_clip's tables, whose pictures are prepared as its tag says."""
+    name, _, tag = where.rpartition("/")
+    own = model.visual.preprocess_cfg
+    preprocess = {**own, **{key: value for key, value in facts.items() if key in own}}
+    source = {"library": "open_clip", "name": where, "architecture": name, "tag": tag}
+    return _adopt(model, preprocess, dtype, source, f"open_clip:{where}")
 
 
 def _build(name: str, file: Path, said: str, quick_gelu: bool = False) -> Any:

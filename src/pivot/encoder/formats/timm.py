@@ -66,13 +66,35 @@ def opened(where: str | Path, dtype: str) -> Parts:
 
 def _by_name(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
     """A model, and the arguments that its config has for timm."""
-    timm = library()
     said = f"timm:{name}"
     if "=" in name:
-        return _from_file(*name.split("=", 1), said), {"num_classes": 0}
+        architecture, _, weights = name.partition("=")
+        return _from_file(architecture, weights, said), {"num_classes": 0}
     if "/" in name:  # a model of somebody's own on the Hub, in timm's layout
         config = read_json(fetch(name, ("config.json",), said))
         return _build(f"hf-hub:{name}", read_tensors(fetch(name, FILES, said)), said), config.get("model_args")
+    facts = _published(name)
+    if facts.hf_hub_id:
+        repository = facts.hf_hub_id if not facts.hf_hub_id.endswith("/") else f"{facts.hf_hub_id}{name}"
+        file = fetch(repository, (facts.hf_hub_filename,) if facts.hf_hub_filename else FILES, said)
+    else:
+        file = from_url(facts.url, said)
+    return _build(name, read_tensors(file), said), None
+
+
+def described(name: str) -> Parts:
+    """What `opened` gives for a name of timm's own, without storage: nothing is read or fetched."""
+    if "/" in name or "=" in name:
+        return opened(name, "float32")
+    _published(name)
+    with torch.device("meta"):
+        model = library().create_model(name, pretrained=False).eval()
+    return adopt(model, "float32", {"library": "timm", "name": name, **_facts(model)})
+
+
+def _published(name: str) -> Any:
+    """timm's facts of a model with weights; a wrong name gets the nearest."""
+    timm, said = library(), f"timm:{name}"
     if not timm.is_model(name.partition(".")[0]):
         close = get_close_matches(name, [*timm.list_models(pretrained=True), *timm.list_models()], n=3)
         raise BadInput(f"{said}: timm has no such model; nearest: {', '.join(close) or 'see timm.list_models()'}")
@@ -84,12 +106,7 @@ def _by_name(name: str) -> tuple[nn.Module, Mapping[str, Any] | None]:
         tags = timm.list_pretrained(f"{name.partition('.')[0]}.*")
         near = ", ".join(get_close_matches(name, tags, n=3, cutoff=0.1))
         raise BadInput(f"{said}: timm has no weights under that name; {f'nearest: {near}' if near else 'give a folder with weights'}")
-    if facts.hf_hub_id:
-        repository = facts.hf_hub_id if not facts.hf_hub_id.endswith("/") else f"{facts.hf_hub_id}{name}"
-        file = fetch(repository, (facts.hf_hub_filename,) if facts.hf_hub_filename else FILES, said)
-    else:
-        file = from_url(facts.url, said)
-    return _build(name, read_tensors(file), said), None
+    return facts
 
 
 def _from_file(name: str, file: str, said: str) -> nn.Module:
@@ -185,7 +202,8 @@ def _wrapped(model: nn.Module, dtype: str, arguments: Mapping[str, Any] | None) 
     facts: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     kept = {key: value for key, value in (arguments or {}).items() if key != "num_classes"}  # the wrapper builds without classes
     config = TimmWrapperConfig(architecture=facts["architecture"], model_args=kept or None, do_pooling=False)
-    wrapper = TimmWrapperModel(config)
+    with next(model.parameters()).device:
+        wrapper = TimmWrapperModel(config)
     wrapper.timm_model.load_state_dict(model.state_dict(), strict=False)
     missing = set(wrapper.timm_model.state_dict()) - set(model.state_dict())
     if missing:

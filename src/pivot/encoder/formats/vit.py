@@ -140,7 +140,7 @@ def beside(model: PreTrainedModel) -> list[str]:
 
 def stock(vit: ViT, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
     """A `ViT` as transformers' model of a config. What lies beside it is random, the same every time; mask tokens are zero."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), next(iter(vit.tensors.values())).device:  # without storage where the tensors have none
         torch.manual_seed(0)
         model = AutoModel.from_config(config)
     names = {key: name for key in model.state_dict() if (name := named(key))}

@@ -1,0 +1,54 @@
+"""What in a detached encoder training left behind, as sentences for a reader of the folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pivot.encoder import towers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from pivot.encoder.encoder import Encoder
+    from pivot.records import Tap
+
+VOID = {
+    "text tower": "zero-shot use with it is void",
+    "projection": "there are no embeddings to compare with text",
+    "classification head": "it says no classes",
+    "decoder": "it paints no pictures",
+}
+
+
+def stale(encoder: Encoder) -> list[str]:
+    """Parts that the tap does not read, and parts that stayed in the source."""
+    if encoder.family.layout == "joined":
+        members = enumerate(encoder.members(), 1)
+        sentences = [f"member {number}, {what}" for number, member in members for what in _unread(member.model, member.tap)]
+    else:
+        sentences = _unread(encoder.model, encoder.tap)
+    for part in encoder.left_out:
+        consequence = VOID.get(part, "there is no pooler_output")
+        sentences.append(f"{part}: left behind in the source and no longer matching this encoder; {consequence}")
+    return sentences
+
+
+def _unread(model: PreTrainedModel, tap: Tap) -> list[str]:
+    """What of a model lies above a tap."""
+    row = towers.family(model.config)
+    if row.traced:  # its insides have no names that are known
+        return []
+    layers, below, unread = towers.num_blocks(model.config), towers.depth(model.config, tap), towers.above(model, tap)
+    found = []
+    if below < layers:
+        which = f"block {layers}" if below == layers - 1 else f"blocks {below + 1} to {layers}"
+        found.append(
+            f"{which} of {layers}: above the tap, as before training; last_hidden_state passes through, so read hidden_states[{tap.layer}]"
+        )
+    if any(name.rpartition(".")[2] == row.norm for name in unread):
+        found.append(
+            f"{row.norm}: the final norm, as before training and made for the last block of the whole encoder; the tap is in front of it"
+        )
+    if any(name.rpartition(".")[2] == row.head for name in unread):
+        found.append(f"{row.head}: the pooling head, as before training; pooler_output does not follow the trained blocks")
+    return found
