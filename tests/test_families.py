@@ -391,6 +391,44 @@ def test_data_places_pictures_by_one_word_whatever_the_models_own(name: str) -> 
     assert mllm.processor.image_token_id not in spelt.ids
 
 
+VICUNA = """{% for turn in messages %}{{ turn['role'].upper() + ': ' }}{% for part in turn['content'] %}
+{{- '<image>\n' if part['type'] == 'image' else part['text'] + ' ' }}{% endfor %}{% endfor %}
+{%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
+SPACED = """{% for turn in messages %}{{ '<|im_start|>' + turn['role'] + ' ' }}{% for part in turn['content'] %}
+{{- '<image>' if part['type'] == 'image' else '\n' + part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "said"),
+    [
+        ("llava", VICUNA, " Red.<|im_end|>USER: And how many? ASSISTANT: Two of them.<|im_end|>"),
+        (
+            "llava_onevision",
+            SPACED,
+            "Red.<|im_end|><|im_start|>user \nAnd how many?<|im_end|><|im_start|>assistant\nTwo of them.<|im_end|>",
+        ),
+    ],
+)
+def test_templates_of_existing_ones_as_they_are(name: str, template: str, said: str, tmp_path: Path) -> None:
+    """LLaVA-1.5's has no end of turns, OneVision's writes a turn otherwise than the prompt of one: the stock prompt decides.
+
+    From folders that this package did not write, with a CLIP tower read at -2 in the first.
+    """
+    mllm = MLLM.tiny("clip", "llama") if name == "llava" else MLLM.tiny(family=name)
+    mllm.processor.chat_template = template
+    mllm.model.save_pretrained(tmp_path)
+    mllm.processor.save_pretrained(tmp_path)
+    again = MLLM.load(tmp_path).to(dtype="float64")
+    assert again.tap == mllm.tap
+    talk = next(example for example in EXAMPLES if example.id == "turns")
+    assert again.processor.decode(again.encode(talk).branches[0].ids) == said
+    for example, found in zip(EXAMPLES[:6], score(again, EXAMPLES[:6]), strict=True):
+        for number, logps in enumerate(found):
+            with torch.no_grad():
+                torch.testing.assert_close(logps, stock(again, example, number)[0], rtol=0, atol=1e-7)
+
+
 def test_a_processor_that_counts_otherwise_than_the_model_is_noticed() -> None:
     mllm = MLLM.tiny()
     other = MLLM.tiny().processor

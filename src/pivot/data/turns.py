@@ -32,6 +32,7 @@ class Format:
     behind: tuple[str, str]  # what an assistant's text and a later turn are tokenised behind, if that changes their tokens
     closing: str  # what ends a conversation that nobody answers, and is gone where turns follow: nothing, or an end token (Phi)
     tail: tuple[int, ...]  # from the end of an assistant's text to the end of its turn; the first ends generation
+    opens: tuple[int, ...]  # what the tokenizer puts in front of any text by itself
     image: int  # the placeholder
     control: tuple[str, ...]  # tokens that must not come from data
     anywhere: frozenset[int] | None  # ids that the label mask llava_next supervises wherever they stand; None: not ChatML
@@ -72,10 +73,17 @@ def _formatting(processor: ProcessorMixin) -> Format:
         behind=(behind, "" if tokens(processor, MARK, after=end) == tokens(processor, MARK) else end),
         closing=closing,
         tail=tail,
+        opens=_opens(tokenizer),
         image=processor.image_token_id,  # type: ignore[attr-defined]
-        control=tuple(t for t in tokenizer.all_special_tokens if t != IMAGE),
+        control=tuple(sorted(_control(tokenizer) - {IMAGE})),
         anywhere=frozenset(chatml | set(tokens(processor, "\n")[-1:])) if len(chatml) == 2 else None,
     )
+
+
+def _control(tokenizer: Any) -> set[str]:
+    """Names of all tokens that are more than text, of which a tokenizer lists only some."""
+    added = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return {*added, *tokenizer.all_special_tokens}
 
 
 def _lead(processor: ProcessorMixin, ready: str, gap: str) -> tuple[str, str]:
@@ -101,9 +109,13 @@ def _tail(processor: ProcessorMixin, after: str) -> tuple[int, ...]:
 
 def opening(processor: ProcessorMixin, text: str) -> list[int]:
     """The tokens that open a conversation: what its tokenizer puts in front of any text, unless the template already did."""
-    first = processor.tokenizer.bos_token_id
-    added = processor.tokenizer("").input_ids[:1]
-    return added if first is not None and added == [first] and not text.startswith(processor.tokenizer.bos_token) else []
+    opens = formatting(processor).opens
+    return [] if not opens or text.startswith(processor.tokenizer.bos_token) else list(opens)
+
+
+def _opens(tokenizer: Any) -> tuple[int, ...]:
+    first = tokenizer.bos_token_id
+    return (first,) if first is not None and tokenizer("").input_ids[:1] == [first] else ()
 
 
 def tokens(processor: ProcessorMixin, text: str, plain: bool = False, after: str = "") -> list[int]:
