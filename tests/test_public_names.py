@@ -22,9 +22,11 @@ VERBS = {
     "data make": {"out", "--data", "--json"},
     "data show": {"--data", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--only", "--json"},
-    "detach": {"mllm", "out", "--truncate", "--json"},
+    "detach": {"mllm", "out", "--to", "--truncate", "--json"},
+    "encoder inspect": {"name", "--layer", "--pixels", "--json"},
     "env": {"--json"},
     "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
+    "push": {"folder", "name", "--private", "--update", "--json"},
     "report": {"runs", "--out", "--json"},
     "run": {"recipe", "changes", "--plan", "--only", "--json"},
 }
