@@ -19,31 +19,31 @@ from pivot.data.vision import Sight, inputs_of
 from pivot.encoder import Encoder, source
 from pivot.encoder.reading import in_raster_order
 from pivot.files import hash_tensors
-from pivot.records import BadInput, picture
+from pivot.model.families import Family, family
+from pivot.records import BadInput, Tap, picture
 
 if TYPE_CHECKING:
-    from transformers import BaseImageProcessor, PreTrainedModel
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-    from pivot.model.mllm import MLLM
     from pivot.records import Picture
 
 PATCHES = 32  # a side, for towers that take any size: 448 pixels in Qwen-VL's
 LIKE = ("do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", "resample")
 
 
-def take_out(mllm: MLLM) -> Encoder:
+def take_out(model: PreTrainedModel, processor: ProcessorMixin, tap: Tap) -> Encoder:
     """The tower with its tap, an image processor that gives it one square picture, and its projector if that is a module of its own."""
-    row, model = mllm.family, mllm.model
+    row = family(model.config)
     tower = cast("PreTrainedModel", model.get_submodule(row.tower))
-    processor = mllm.processor.image_processor if row.view == "picture" else _square(mllm)
+    own: Any = processor.image_processor  # type: ignore[attr-defined]
+    shown = own if row.view == "picture" else _square(row, model.config.vision_config, own)
     projector = None if row.merges else model.get_submodule(row.projector)
-    return Encoder(tower, processor, mllm.tap, projector, lambda images: _inside(mllm, processor, images))
+    return Encoder(tower, shown, tap, projector, lambda images: _inside(model, processor, shown, images))
 
 
-def _square(mllm: MLLM) -> BaseImageProcessor:
+def _square(row: Family, vision: PreTrainedConfig, own: Any) -> BaseImageProcessor:
     """For a tower that its MLLM shows tiles, or pictures of any shape: the whole picture at one size, with the MLLM's normalisation."""
-    vision, own = mllm.model.config.vision_config, mllm.processor.image_processor
-    if mllm.family.view == "tiles":
+    if row.view == "tiles":
         side = vision.image_size
     else:
         cell = vision.patch_size * vision.spatial_merge_size
@@ -56,33 +56,32 @@ def _square(mllm: MLLM) -> BaseImageProcessor:
 
 
 @torch.no_grad()
-def _inside(mllm: MLLM, processor: Any, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+def _inside(model: PreTrainedModel, processor: ProcessorMixin, square: Any, images: Sequence[Picture]) -> tuple[Tensor, Tensor]:
     """What goes into the projector, (B, P, D) of the tower, and what comes out, (B, P, D) of the LLM: by the MLLM's own processor.
 
     Of several tiles the first, which shows the whole picture. A tower for pictures of any shape is shown them already square.
     """
-    row, seen = mllm.family, list[Tensor]()
+    row, seen = family(model.config), list[Tensor]()
     pictures = [picture(image) for image in images]
     if row.view == "patches":
-        side = processor.size["height"], processor.size["width"]
-        pictures = [one.resize(side[::-1], Image.Resampling(processor.resample)) for one in pictures]
-    shown = [Sight(inputs_of(mllm.processor, [one])[0], 0) for one in pictures]
-    moved = {name: value.to(mllm.model.device) for name, value in join(shown).items()}
-    handle = mllm.model.get_submodule(row.projector).register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
+        side = square.size["height"], square.size["width"]
+        pictures = [one.resize(side[::-1], Image.Resampling(square.resample)) for one in pictures]
+    shown = [Sight(inputs_of(processor, [one])[0], 0) for one in pictures]
+    moved = {name: value.to(model.device) for name, value in join(shown).items()}
+    handle = model.get_submodule(row.projector).register_forward_hook(lambda _module, inputs, output: seen.extend((inputs[0], output)))
     try:
-        row.features(mllm.model, moved)
+        row.features(model, moved)
     finally:
         handle.remove()
     if row.view == "patches":
         grid = shown[0].inputs["image_grid_thw"][0, 1:].tolist()
-        return in_raster_order(mllm.model.config.vision_config, seen[0], len(pictures), (grid[0], grid[1])), seen[1]
+        return in_raster_order(model.config.vision_config, seen[0], len(pictures), (grid[0], grid[1])), seen[1]
     first = list(accumulate((len(one.inputs["pixel_values"]) for one in shown), initial=0))[:-1]
     return seen[0][first], seen[1][first]
 
 
-def put_back(mllm: MLLM, encoder: Encoder) -> None:
-    """Copy an encoder's weights into the tower it fits. The projector stays the MLLM's. What does not fit is a `BadInput`."""
-    detached = mllm.detach()
+def put_back(encoder: Encoder, detached: Encoder, tower: nn.Module) -> None:
+    """Copy an encoder's weights into an MLLM's tower, which is also in `detached`. What does not fit is a `BadInput`."""
     given, own = encoder.members(), detached.members()
     if len(given) != len(own):
         raise BadInput(f"attach: an ensemble of {len(given)} does not fit a tower of {len(own)}; give one detached from such an MLLM")
@@ -102,7 +101,6 @@ def put_back(mllm: MLLM, encoder: Encoder) -> None:
     if unlike:
         first = f"{unlike[0]} is {_shape(weights, unlike[0])}, not {_shape(room, unlike[0])}"
         raise BadInput(f"attach: {len(unlike)} weights do not fit the MLLM's tower, first {first}; give an encoder of the same size")
-    tower: nn.Module = mllm.parts()["tower"]
     wanted = {name: weights[name].to(value.device, value.dtype) for name, value in tower.state_dict().items()}
     tower.load_state_dict(wanted)
     if hash_tensors(tower.state_dict()) != hash_tensors(wanted):

@@ -189,7 +189,7 @@ class MLLM:
 
     def detach(self) -> Encoder:
         """The tower as an encoder with its tap, an image processor and its projector. It shares their weights with this model."""
-        return detached.take_out(self)
+        return detached.take_out(self.model, self.processor, self.tap)
 
     @property
     def dequantised(self) -> str | None:
@@ -198,7 +198,7 @@ class MLLM:
 
     def attach(self, encoder: Encoder) -> MLLM:
         """Put back an encoder that was detached from this MLLM or one of its shape; returns itself. The projector stays its own."""
-        detached.put_back(self, encoder)
+        detached.put_back(encoder, self.detach(), self.parts()["tower"])
         return self
 
     def _check(self, told: Mapping[str, str], where: str | Path) -> None:
