@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,88 @@ def test_a_half_precision_encoder_comes_out_as_it_is(tmp_path: Path) -> None:
     parity = export(mllm.detach(), tmp_path / "out", IMAGES)
     assert parity.exact and parity.dtype == "bfloat16"
     assert AutoModel.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+STAGED = ["convnext", "convnextv2", "dinov3_convnext", "resnet"]
+TIMM = pytest.param("timm_wrapper", marks=pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed"))
+PACKED = ["qwen2_vl_vision", "qwen2_5_vl_vision"]
+
+
+def shaken(name: str) -> MLLM:
+    """A tiny MLLM with features unlike those of the tower that it was built from. Weights of norms become plain numbers."""
+    mllm = MLLM.tiny(name)
+    with torch.no_grad():
+        for parameter in mllm.parts()["tower"].parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    return mllm
+
+
+@pytest.mark.parametrize("name", [*STAGED, TIMM])
+def test_a_map_is_read_as_parity_says_through_plain_transformers(name: str, tmp_path: Path) -> None:
+    mllm = shaken(name)
+    fed, encoder = fed_to_the_projector(mllm), mllm.detach()
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert parity.exact and parity.against == "mllm" and parity.layout == "hf"
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    pixels = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")(images=IMAGES, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        known = {"hidden_states": model(pixels, output_hidden_states=True).hidden_states}
+    assert model.config.model_type == name and parity.read == "hidden_states[-1].flatten(2).transpose(1, 2)"
+    assert torch.equal(eval(parity.read, known), fed)
+
+
+@pytest.mark.parametrize("name", [*STAGED, TIMM, *PACKED])
+def test_a_tower_of_one_member_comes_back_with_its_projector(name: str, tmp_path: Path) -> None:
+    mllm = shaken(name)
+    encoder = mllm.detach()
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert parity.exact and parity.projector_difference == 0
+    again = Encoder.load(tmp_path / "out")
+    assert again.family.name == "pivot_tower" and json.loads((tmp_path / "out" / "tap.json").read_text())["family"] == name
+    for at in ("encoder", "projector"):
+        assert torch.equal(again.features(IMAGES, at).tokens, encoder.features(IMAGES, at).tokens)
+    assert list(parity.stale) == stale(again) and "member" not in " ".join(parity.stale)
+    other = MLLM.tiny(name, seed=5)
+    other.attach(again)
+    assert other.hashes()["tower"] == mllm.hashes()["tower"] != MLLM.tiny(name, seed=5).hashes()["tower"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tap", "read"),
+    [
+        ("convnext", Tap(1), "hidden_states[1].flatten(2).transpose(1, 2)"),
+        ("convnext", Tap(-1, norm=True), "model.layernorm(hidden_states[-1].flatten(2).transpose(1, 2))"),
+        ("resnet", Tap(-2), "hidden_states[-2].flatten(2).transpose(1, 2)"),
+        pytest.param("timm_wrapper", Tap(2), "hidden_states[1].flatten(2).transpose(1, 2)", marks=TIMM.marks),
+        pytest.param("timm_wrapper", Tap(-2), "hidden_states[-2].flatten(2).transpose(1, 2)", marks=TIMM.marks),
+    ],
+)
+def test_maps_of_other_layers_are_read_where_the_tap_says(name: str, tap: Tap, read: str, tmp_path: Path) -> None:
+    Encoder.tiny(name).save(tmp_path / "in")
+    told = json.loads((tmp_path / "in" / "tap.json").read_text())
+    (tmp_path / "in" / "tap.json").write_text(json.dumps({**told, "tap": vars(tap)}))
+    encoder = Encoder.load(tmp_path / "in")
+    parity = export(encoder, tmp_path / "out", IMAGES)
+    assert parity.exact and parity.read == read
+    model, pixels = AutoModel.from_pretrained(tmp_path / "out").eval(), encoder.pixels(IMAGES)
+    with torch.no_grad():
+        known = {"model": model, "hidden_states": model(pixels, output_hidden_states=True).hidden_states}
+        assert torch.equal(eval(read, known), encoder.features(IMAGES).tokens)
+    assert Encoder.load(tmp_path / "out").members()[0].tap == tap
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_qwens_own_class_opens_its_tower_without_an_auto_class(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some releases of transformers lead from neither config to a model."""
+    monkeypatch.setattr(AutoModel, "from_pretrained", None)
+    monkeypatch.setattr(AutoModel, "from_config", None)
+    encoder = Encoder.tiny(name)
+    assert export(encoder, tmp_path / "out", IMAGES).exact
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == name
+    assert torch.equal(Encoder.load(tmp_path / "out").features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+    assert [line for line in stale(encoder) if "merger: the projector of the MLLM" in line] and "pooling head" not in "".join(
+        stale(encoder)
+    )
 
 
 @pytest.mark.parametrize("shift", [1e-6, float("nan")])

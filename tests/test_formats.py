@@ -181,7 +181,7 @@ def test_a_planted_fault_makes_the_parity_large(plant: object, tmp_path: Path, m
 
     def with_fault(*arguments: object) -> list[str]:
         lost = write(*arguments)
-        plant(arguments[1])
+        plant(arguments[-1])
         return lost
 
     monkeypatch.setattr(formats.timm, "write", with_fault)
@@ -380,6 +380,7 @@ def test_the_table_says_for_every_cell_whether_it_can_be() -> None:
     assert {library for _, library in cells} == {"hf", "timm", "open_clip"} and {family for family, _ in cells} >= set(CONVERTED)
     assert all(cell is True or (isinstance(cell, str) and cell) for cell in cells.values())
     assert all(cells[family, "hf"] is True and cells[family, "timm"] is True for family in CONVERTED)
+    assert cells["timm_wrapper", "timm"] is True and cells["convnext", "hf"] is True and "by name" in str(cells["convnext", "timm"])
     assert cells["pivot_tower", "hf"] is True and "no plain vision transformer" in str(cells["pivot_tower", "timm"])
     for library in ("timm", "open_clip"):
         with pytest.raises(BadInput, match=r"no plain vision transformer.*use --to hf"):
@@ -402,14 +403,35 @@ def test_what_no_family_computes_comes_in_as_a_pivot_tower(architecture: str, op
     config = {"pretrained_cfg": {"input_size": (3, size, size)}}
     save_for_hf(model, tmp_path / "timm", model_args=options, safe_serialization=True, model_config=config)
     encoder = Encoder.load(tmp_path / "timm")
-    assert encoder.family.name == "pivot_tower" and home(encoder) == "hf"
+    assert encoder.family.name == "pivot_tower" and home(encoder) == "timm"
     pixels = encoder.pixels(IMAGES)
     with torch.no_grad():
         maps = model.forward_intermediates(pixels, output_fmt="NCHW", intermediates_only=True)[-1]
         assert (encoder.read(pixels)[0] - maps.flatten(2).transpose(1, 2)).abs().max() < 1e-5
-    parity = export(encoder, tmp_path / "out", IMAGES)
-    assert parity.exact and parity.layout == "hf"
-    assert torch.equal(Encoder.load(tmp_path / "out").features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+    shake(encoder.model)
+    inside = encoder.features(IMAGES).tokens
+    for library in ("timm", "hf"):
+        parity = export(encoder, tmp_path / library / "out", IMAGES, to=None if library == "timm" else library)
+        again = Encoder.load(tmp_path / library / "out")
+        assert parity.holds and parity.layout == library and home(again) == "timm"
+        assert torch.equal(again.features(IMAGES).tokens, inside) and again.fingerprint() == encoder.fingerprint()
+        assert all(line.startswith(("classification head", "preprocessing")) for line in parity.stale)
+    alone = timm.create_model(f"local-dir:{tmp_path / 'timm' / 'out'}", pretrained=True).eval()
+    with torch.no_grad():
+        found = eval(export(again, tmp_path / "last", IMAGES).read, {"model": alone, "pixels": pixels})
+    assert (found - inside).abs().max() < 1e-5 * max(1, inside.abs().max())
+
+
+def test_what_open_clip_has_of_timm_goes_out_as_timms(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+    encoder = Encoder.tiny("timm_wrapper")
+    encoder.members()[0].model.config.pivot_source = {"library": "open_clip", "name": "convnext_base/laion400m_s13b_b51k"}
+    encoder = Encoder.join([encoder])
+    assert home(encoder) == "timm" and export(encoder, tmp_path / "out", IMAGES).layout == "timm"
+    assert "open_clip:convnext_base/laion400m_s13b_b51k" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(BadInput, match="a timm_wrapper cannot go to open_clip"):
+        export(encoder, tmp_path / "other", to="open_clip")
+    assert home(Encoder.tiny("timm_wrapper")) == home(Encoder.join([encoder, encoder])) == "hf"
 
 
 def test_a_training_scripts_file_opens_under_an_architecture_of_timms(tmp_path: Path) -> None:

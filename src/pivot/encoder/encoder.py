@@ -112,7 +112,7 @@ class Encoder:
         if pixels is not None:
             model, processor = resize.resized(model, processor, resize.sides(pixels))
         if row.layout == "map":
-            return cls._joined([Member.of(model, processor, tap)], processor)
+            return replace(cls._joined([Member.of(model, processor, tap)], processor), projector=projector)
         return cls(model, processor, tap, projector).fitting()
 
     @classmethod
@@ -130,7 +130,7 @@ class Encoder:
 
     def fitting(self) -> Self:
         """This encoder as stock LLaVA can hold it: itself, or a `pivot_tower` of it alone."""
-        return self if self.family.layout in ("tokens", "joined") else self.join([self])
+        return self if self.family.layout in ("tokens", "joined") else replace(self.join([self]), projector=self.projector)
 
     def resized(self, pixels: int | tuple[int, int]) -> Self:
         """The same encoder for images of another size, one number or height and width; itself at its own size."""
@@ -138,10 +138,16 @@ class Encoder:
         return replace(self, model=model, processor=processor, inside=None)
 
     def members(self) -> list[Member]:
-        """What an ensemble takes of this encoder: itself with its tap, or its own members."""
-        if isinstance(self.model, PivotTower):
-            return self.model.parts()
-        return [Member.of(self.model, self.processor, self.tap)]
+        """What an ensemble takes of this encoder: itself with its tap, or its own members. The first sees what the processor gives."""
+        if not isinstance(self.model, PivotTower):
+            return [Member.of(self.model, self.processor, self.tap)]
+        first, *others = self.model.parts()
+        return [Member.of(first.model, self.processor, first.tap), *others]
+
+    def outgoing(self) -> tuple[PreTrainedModel, Tap]:
+        """The model that a folder holds, and its tap: this one, or the one member of a `pivot_tower` that adds nothing to it."""
+        alone = self.model.alone() if isinstance(self.model, PivotTower) else None
+        return (self.model, self.tap) if alone is None else (alone.model, alone.tap)
 
     @classmethod
     def tiny(cls, name: str, *, pixels: int = 48, layer: int | None = None, seed: int = 0, **sizes: int) -> Self:
@@ -241,16 +247,17 @@ class Encoder:
     def write(self, folder: Path, to: str = "hf") -> list[str]:
         """Write the files of `save` into an existing folder, in a library's layout; returns what that layout cannot say."""
         form = formats.FORMATS[to]
-        lost = form.write(self, folder)
+        model, tap = self.outgoing()
+        lost = form.write(model, self.processor, folder)
         kept = None
         if self.projector is not None:
             state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.projector.state_dict().items()}
             save_file(state, folder / PROJECTOR_FILE, metadata={"format": "pt"})
             kept = {**projectors.describe(self.projector), "weights": hash_tensors(state)}
         facts = {
-            "family": self.family.name,
+            "family": towers.family(model.config).name,
             "layout": to,
-            "tap": asdict(self.tap),
+            "tap": asdict(tap),
             "weights": hash_tensors(load_file(folder / form.WEIGHTS_FILE)),
             "projector": kept,
             "left_out": self.left_out,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModel
 
 from pivot.encoder import formats, towers
 from pivot.encoder.card import CARD_FILE, Provenance, card
@@ -40,25 +39,31 @@ def export(
     that library alone; without images it uses noise of several sizes. `provenance` is what the card says of parents and data, by
     default no more than what the encoder itself knows.
     """
-    library = home(encoder) if to is None else to
+    library, family = home(encoder) if to is None else to, _family(encoder)
     form = formats.named(library, f"--to {library}: no such layout")
-    if why := form.refusal(encoder.family.name):
-        raise BadInput(f"a {encoder.family.name} cannot go to {library}: {why}; use --to hf")
+    if why := form.refusal(family):
+        raise BadInput(f"a {family} cannot go to {library}: {why}; use --to hf")
     pictures = list(noise(encoder.grid)) if images is None else [picture(image) for image in images]
     out = truncated(encoder) if truncate else encoder
     with whole_folder(folder) as unfinished:
         lost = out.write(unfinished, library)
         parity = _compare(encoder, out, unfinished, pictures, library, lost)
         write_json(unfinished / PARITY_FILE, {**asdict(parity), "exact": parity.exact, "holds": parity.holds})
-        told = card(Path(folder).name, out.family.name, library, out.tap, parity, known(encoder, provenance or Provenance()))
+        told = card(Path(folder).name, family, library, out.outgoing()[1], parity, known(encoder, provenance or Provenance()))
         write_text(unfinished / CARD_FILE, told)
     return parity
 
 
 def home(encoder: Encoder) -> str:
-    """The library whose layout an encoder came in; transformers' where it has no place in that."""
-    library = getattr(encoder.model.config, "pivot_source", {}).get("library", "hf")
-    return library if formats.FORMATS[library].refusal(encoder.family.name) is None else "hf"
+    """The library whose layout an encoder came in. What open_clip has no place for may be timm's; transformers has one for all."""
+    came = getattr(encoder.model.config, "pivot_source", {}).get("library", "hf")
+    choices = ("hf",) if came == "hf" else (came, "timm", "hf")
+    return next(library for library in choices if formats.FORMATS[library].refusal(_family(encoder)) is None)
+
+
+def _family(encoder: Encoder) -> str:
+    """Of the model that goes out."""
+    return towers.family(encoder.outgoing()[0].config).name
 
 
 def known(encoder: Encoder, provenance: Provenance) -> Provenance:
@@ -78,7 +83,7 @@ def _compare(encoder: Encoder, out: Encoder, folder: Path, images: Sequence[Imag
     theirs = form.pixels(folder, images).to(device, dtype)
     # Where the library resizes otherwise, features are compared on the same pixels, and the pixels are compared by themselves.
     pixel_difference = _largest(theirs, seen)
-    found, read = form.read(folder, theirs if pixel_difference == 0 else seen, out.tap)
+    found, read = form.read(folder, theirs if pixel_difference == 0 else seen, out.outgoing()[1])
     if pixel_difference:
         lost = [
             *lost,
@@ -134,7 +139,7 @@ def truncated(encoder: Encoder) -> Encoder:
         settings.pop(derived, None)
     kept = {name: tensor for name, tensor in model.state_dict().items() if not _block_at_or_after(name, path, below)}
     with torch.random.fork_rng(devices=[]):
-        shorter = AutoModel.from_config(type(model.config)(**settings))
+        shorter = type(model)._from_config(type(model.config)(**settings))
     shorter.load_state_dict(kept)
     shorter = shorter.to(model.device, model.dtype).eval()
     return replace(encoder, model=shorter, tap=replace(tap, layer=-1))

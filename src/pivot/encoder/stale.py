@@ -22,11 +22,11 @@ VOID = {
 
 def stale(encoder: Encoder) -> list[str]:
     """Parts that the tap does not read, and parts that stayed in the source."""
-    if encoder.family.layout == "joined":
-        members = enumerate(encoder.members(), 1)
-        sentences = [f"member {number}, {what}" for number, member in members for what in _unread(member.model, member.tap)]
-    else:
-        sentences = _unread(encoder.model, encoder.tap)
+    members = encoder.members()
+    sentences = []
+    for number, member in enumerate(members, 1):
+        which = f"member {number}, " if len(members) > 1 else ""
+        sentences += [which + what for what in _unread(member.model, member.tap)]
     for part in encoder.left_out:
         consequence = VOID.get(part, "there is no pooler_output")
         sentences.append(f"{part}: left behind in the source and no longer matching this encoder; {consequence}")
@@ -49,6 +49,8 @@ def _unread(model: PreTrainedModel, tap: Tap) -> list[str]:
         found.append(
             f"{row.norm}: the final norm, as before training and made for the last block of the whole encoder; the tap is in front of it"
         )
-    if any(name.rpartition(".")[2] == row.head for name in unread):
+    if row.layout == "packed":
+        found.append(f"{row.head}: the projector of the MLLM that the tower is from; the tap does not read it, pooler_output does")
+    elif any(name.rpartition(".")[2] == row.head for name in unread):
         found.append(f"{row.head}: the pooling head, as before training; pooler_output does not follow the trained blocks")
     return found

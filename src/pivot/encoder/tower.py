@@ -19,8 +19,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from pivot.encoder import reading, towers
 from pivot.encoder.geometry import output_size
@@ -126,7 +124,7 @@ class PivotTower(PreTrainedModel):
         models = []
         for member in config.configs():
             attends = towers.family(member).layout != "map" and asked != "sdpa"  # sdpa is what those that have it choose themselves
-            models.append(AutoModel.from_config(member, **({"attn_implementation": asked} if attends else {})))
+            models.append(towers.model_class(member)._from_config(member, **({"attn_implementation": asked} if attends else {})))
         self.members = nn.ModuleList(models)
         self.post_init()
 
@@ -166,6 +164,12 @@ class PivotTower(PreTrainedModel):
             for model, told in zip(cast("Any", self.members), self.config.members, strict=True)
         ]
 
+    def alone(self) -> Member | None:
+        """The one member of a tower that changes nothing about it, and so goes out in its own format; None of any other."""
+        first, *others = self.parts()
+        own = not others and self.config.grid == self.config.members[0]["grid"]
+        return first if own and first.model.config.model_type != "pivot_outside" else None
+
     def above(self) -> dict[str, nn.Module]:
         """What `towers.above` says of the members, by name in this model."""
         known = [(i, part) for i, part in enumerate(self.parts()) if not towers.family(part.model.config).traced]
@@ -185,14 +189,15 @@ def join(members: Sequence[Member], grid: tuple[int, int] | None = None) -> Pivo
     """Members as one tower on the first one's grid, or another. Their models are taken over, not copied."""
     told = [member.describe() for member in members]
     left_out = [part for member in members for part in getattr(member.model.config, "pivot_left_out", ())]
-    config = PivotTowerConfig(told, grid or told[0]["grid"], **({"pivot_left_out": list(dict.fromkeys(left_out))} if left_out else {}))
+    notes: dict[str, Any] = {"pivot_left_out": list(dict.fromkeys(left_out))} if left_out else {}
+    if len(members) == 1 and (source := getattr(members[0].model.config, "pivot_source", None)):
+        notes["pivot_source"] = source
+    config = PivotTowerConfig(told, grid or told[0]["grid"], **notes)
     with torch.device("meta"):  # a shell: all that it holds exists already
         tower = PivotTower(config)
     tower.members = nn.ModuleList([member.model for member in members])
     return tower.to(members[0].model.dtype).eval()  # type: ignore[arg-type]
 
 
-# transformers has the config of this one in its Auto classes and not the model.
-AutoModel.register(Qwen2VLVisionConfig, Qwen2VisionTransformerPretrainedModel, exist_ok=True)
 AutoConfig.register("pivot_tower", PivotTowerConfig, exist_ok=True)
 AutoModel.register(PivotTowerConfig, PivotTower, exist_ok=True)

@@ -13,7 +13,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel
 
 from pivot.records import BadInput, Tap
 
@@ -154,6 +156,7 @@ OTHERS = (
     ),
 )
 ROWS = (*FAMILIES, *OTHERS)
+PACKED = {"qwen2_vl_vision": Qwen2VisionTransformerPretrainedModel, "qwen2_5_vl_vision": Qwen2_5_VisionTransformerPretrainedModel}
 
 # Known by name, refused with the reason.
 REFUSED = {
@@ -179,6 +182,11 @@ def family(of: PreTrainedConfig | str) -> Family:
     near = get_close_matches(asked, known, n=3)
     hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(row.name for row in ROWS)}"
     raise BadInput(f"no vision family '{asked}'; {hint}; a new one is one row in {__name__}")
+
+
+def model_class(config: PreTrainedConfig) -> Any:
+    """The class of transformers whose model a config describes. Its Auto classes do not lead to a tower of Qwen-VL in every release."""
+    return PACKED.get(config.model_type) or MODEL_MAPPING[type(config)]
 
 
 def vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -326,4 +334,4 @@ def tiny(
     config = CONFIG_MAPPING[row.model_type](**{**(common if row.layout == "tokens" else {}), **row.tiny, **row.headless})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return AutoModel.from_config(config).eval()
+        return model_class(config)._from_config(config).eval()

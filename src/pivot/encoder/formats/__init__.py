@@ -1,7 +1,7 @@
 """The layouts that encoders come in and go out in: one file a library.
 
-Each format exports `opened(name or folder, dtype)`, `refusal(family)`, `write(encoder, folder)`, `WEIGHTS_FILE`, and two
-functions that use the library alone: `pixels(folder, images)` and `read(folder, pixel_values, tap)`.
+Each format exports `opened(name or folder, dtype)`, `refusal(family)`, `write(model, processor, folder)`, `WEIGHTS_FILE`, and
+two functions that use the library alone: `pixels(folder, images)` and `read(folder, pixel_values, tap)`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,5 @@ def of_folder(folder: Path) -> ModuleType:
 
 def table() -> dict[tuple[str, str], bool | str]:
     """What goes where: (family, library) to True, or to the reason why it cannot. A True cell may still refuse an odd shape."""
-    found: dict[tuple[str, str], bool | str] = {}
-    for row in (*towers.FAMILIES, towers.family("pivot_tower")):
-        for library, form in FORMATS.items():
-            found[row.name, library] = form.refusal(row.name) or True
-    return found
+    families = [row.name for row in towers.ROWS if row.name != "pivot_outside"]  # which goes out as a pivot_tower
+    return {(name, library): form.refusal(name) or True for name in families for library, form in FORMATS.items()}

@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub import try_to_load_from_cache
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, BaseImageProcessor, ViTConfig
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViTConfig
 
 from pivot.encoder import reading, towers
 from pivot.encoder.formats.preprocess import processor_class
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedConfig, PreTrainedModel
-
-    from pivot.encoder.encoder import Encoder
 
     Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
 
@@ -63,7 +61,7 @@ def described(where: str | Path) -> Parts:
             config = vision_config(AutoConfig.from_pretrained(where, **options))
             processor = _processor(str(where), config, **options)
             with torch.device("meta"):
-                model = AutoModel.from_config(config)
+                model = towers.model_class(config)._from_config(config)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, BadInput):
             raise
@@ -76,7 +74,7 @@ def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # a head that the file lacks gets the same random weights every time
             config = vision_config(AutoConfig.from_pretrained(name, **options))
-            model, report = AutoModel.from_pretrained(
+            model, report = towers.model_class(config).from_pretrained(
                 name, config=config, dtype=dtype, use_safetensors=safe, output_loading_info=True, **options
             )
             processor = _processor(name, config, **options)
@@ -121,11 +119,11 @@ def refusal(family: str) -> str | None:
     return None
 
 
-def write(encoder: Encoder, folder: Path) -> list[str]:
+def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> list[str]:
     """Write an encoder; returns what the layout cannot say about it, which is nothing."""
     with quiet():
-        encoder.model.save_pretrained(folder, max_shard_size="1TB")
-        encoder.processor.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size="1TB")
+        processor.save_pretrained(folder)
     return []
 
 
@@ -136,19 +134,22 @@ def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
 
 
 def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tensor, str]:
-    """Tokens at a tap (B, P, D) through plain `AutoModel`, and how they are read."""
+    """Tokens at a tap (B, P, D) through transformers alone, and how they are read."""
     with quiet():
-        model = AutoModel.from_pretrained(folder).to(pixel_values.device, pixel_values.dtype).eval()
+        config = AutoConfig.from_pretrained(folder)
+        model = towers.model_class(config).from_pretrained(folder).to(pixel_values.device, pixel_values.dtype).eval()
+    row = towers.family(config)
     with torch.no_grad():
-        if towers.family(model.config).layout == "packed":  # takes patches and grids instead, and keeps an order of its own
+        if row.layout == "packed":  # takes patches and grids instead, and keeps an order of its own
             return reading.hidden(model, pixel_values, tap, stop=False), f"hidden_states[{tap.layer}], its patches in raster order"
-        found = model(pixel_values, output_hidden_states=True).hidden_states[tap.layer]
-        found = towers.final_norm(model)(found) if tap.norm else found
-    states = f"hidden_states[{tap.layer}]"
-    if tap.norm:
-        norm = next(name for name, module in model.named_modules() if module is towers.final_norm(model))
-        states = f"model.{norm}({states})"
-    return found[:, tap.prefix :], f"{states}[:, {tap.prefix}:]"
+        at = tap.layer - 1 if row.traced and tap.layer > 0 else tap.layer  # these show what their stages give, and no layer 0
+        found, said = model(pixel_values, output_hidden_states=True).hidden_states[at], f"hidden_states[{at}]"
+        if row.layout == "map":
+            found, said = found.flatten(2).transpose(1, 2), f"{said}.flatten(2).transpose(1, 2)"
+        if tap.norm:
+            norm = next(name for name, module in model.named_modules() if module is towers.final_norm(model))
+            found, said = towers.final_norm(model)(found), f"model.{norm}({said})"
+    return (found, said) if row.layout == "map" else (found[:, tap.prefix :], f"{said}[:, {tap.prefix}:]")
 
 
 def version() -> str:

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from pivot.encoder import towers
 from pivot.encoder.formats import timm as timms
 from pivot.encoder.formats import vit as vits
 from pivot.encoder.formats.preprocess import Preprocess
@@ -33,8 +34,6 @@ from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
-
-    from pivot.encoder.encoder import Encoder
 
     Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
 
@@ -248,13 +247,13 @@ def refusal(family: str) -> str | None:
     return None
 
 
-def write(encoder: Encoder, folder: Path) -> list[str]:
+def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> list[str]:
     """Write an encoder; returns what this layout cannot say about it."""
     library()
-    found = vits.of(encoder.model, output_size(encoder.processor))
-    family = encoder.family.name
+    found = vits.of(model, output_size(processor))
+    family = towers.family(model.config).name
     tower = _through_timm(found, family) if family in THROUGH_TIMM else _built_in(found)
-    preprocess = Preprocess.of(encoder.processor)
+    preprocess = Preprocess.of(processor)
     seen, lost = preprocess.to_open_clip()
     facts = {
         "model_cfg": {
@@ -265,17 +264,17 @@ def write(encoder: Encoder, folder: Path) -> list[str]:
             "custom_text": family in THROUGH_TIMM,
         },
         "preprocess_cfg": seen,
-        "pivot": timms.ours(encoder, found, preprocess),
+        "pivot": timms.ours(model.config, preprocess, found.image),
     }
     write_json(folder / CONFIG_FILE, facts)
-    model = _create(f"local-dir:{folder}", load_weights=False)
-    state = {key: torch.zeros_like(tensor) for key, tensor in model.state_dict().items()}
+    stub = _create(f"local-dir:{folder}", load_weights=False)
+    state = {key: torch.zeros_like(tensor) for key, tensor in stub.state_dict().items()}
     state.update({f"visual.{key}": tensor for key, tensor in _keyed(found, family).items()})
     dtype = next(iter(found.tensors.values())).dtype
     state = {key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous().clone() for key, value in state.items()}
     save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    stub = "text tower: a stub of zeros that knows two tokens, since open_clip wants one; there is no zero-shot use of this folder"
-    return [stub, *lost, *timms.resampled(encoder, found), *timms.dropped(encoder)]
+    said = "text tower: a stub of zeros that knows two tokens, since open_clip wants one; there is no zero-shot use of this folder"
+    return [said, *lost, *timms.resampled(model, found), *timms.dropped(model)]
 
 
 def _built_in(found: ViT) -> dict[str, Any]:

@@ -25,13 +25,12 @@ from pivot.records import BadInput, Tap
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-    from pivot.encoder.encoder import Encoder
-
     Parts = tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]
 
 LIBRARY = "timm"
 WEIGHTS_FILE = "model.safetensors"
 FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+WRAPPED = "timm_wrapper"  # the family of what has no counterpart in transformers
 
 
 def library() -> Any:
@@ -60,7 +59,7 @@ def opened(where: str | Path, dtype: str) -> Parts:
     model = _build(f"local-dir:{where}", read_tensors(files[0]), str(where))
     config = read_json(where / "config.json")
     if ours := config.get("pivot"):
-        return restored(plain(model), ours, dtype)
+        return rewrapped(model, ours, dtype) if _is_wrapped(ours) else restored(plain(model), ours, dtype)
     return adopt(model, dtype, {"library": "timm", **_facts(model)}, config.get("model_args"))
 
 
@@ -185,7 +184,9 @@ def adopt(
         )
         stock = vits.stock(found, config, dtype)
     except Unfit as unfit:
-        config, stock = _wrapped(model, dtype, arguments)
+        kept = {key: value for key, value in (arguments or {}).items() if key != "num_classes"}  # the wrapper builds without classes
+        config = TimmWrapperConfig(architecture=facts["architecture"], model_args=kept or None, do_pooling=False)
+        stock = _wrapped(model, config, dtype)
         source = {**source, "wrapped": f"it {unfit}"}
         found = None
     config.pivot_source = {**source, "pooled_norm": True} if found is not None and found.pooled_norm else dict(source)
@@ -198,28 +199,39 @@ def _square(preprocess: Preprocess) -> BaseImageProcessor:
     return preprocess.processor(CONFIG_MAPPING["clip_vision_model"]())
 
 
-def _wrapped(model: nn.Module, dtype: str, arguments: Mapping[str, Any] | None) -> tuple[PreTrainedConfig, PreTrainedModel]:
-    facts: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-    kept = {key: value for key, value in (arguments or {}).items() if key != "num_classes"}  # the wrapper builds without classes
-    config = TimmWrapperConfig(architecture=facts["architecture"], model_args=kept or None, do_pooling=False)
+def _wrapped(model: nn.Module, config: TimmWrapperConfig, dtype: str) -> PreTrainedModel:
+    """A timm model inside transformers' wrapper of a config."""
     with next(model.parameters()).device:
         wrapper = TimmWrapperModel(config)
     wrapper.timm_model.load_state_dict(model.state_dict(), strict=False)
     missing = set(wrapper.timm_model.state_dict()) - set(model.state_dict())
     if missing:
         raise BadInput(
-            f"timm model {facts['architecture']}: without its classifier it has other tensors, such as {sorted(missing)[0]}; use another"
+            f"timm model {config.architecture}: without its classifier it has other tensors, such as {sorted(missing)[0]}; use another"
         )
-    return config, wrapper.to(getattr(torch, dtype)).eval()
+    return wrapper.to(getattr(torch, dtype)).eval()
 
 
 def restored(found: ViT, ours: Mapping[str, Any], dtype: str) -> Parts:
     """An encoder that this package wrote, with the config that it had."""
     facts = dict(ours["config"])
     config = CONFIG_MAPPING[facts.pop("model_type")](**facts)
-    model = vits.stock(found, config, dtype)
+    return config, vits.stock(found, config, dtype), _preprocess(ours).processor(config)
+
+
+def rewrapped(model: nn.Module, ours: Mapping[str, Any], dtype: str) -> Parts:
+    """The same of a timm model without a counterpart in transformers."""
+    config = TimmWrapperConfig.from_dict(dict(ours["config"]))
+    return config, _wrapped(model, config, dtype), _square(_preprocess(ours))
+
+
+def _preprocess(ours: Mapping[str, Any]) -> Preprocess:
     seen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in ours["preprocess"].items()}
-    return config, model, Preprocess(**seen).processor(config)
+    return Preprocess(**seen)
+
+
+def _is_wrapped(ours: Mapping[str, Any]) -> bool:
+    return bool(ours["config"]["model_type"] == WRAPPED)
 
 
 # ---- out
@@ -227,53 +239,62 @@ def restored(found: ViT, ours: Mapping[str, Any], dtype: str) -> Parts:
 
 def refusal(family: str) -> str | None:
     """Why no encoder of a family can be written; None if some can."""
-    if family not in vits.FAMILIES:
+    if family not in vits.FAMILIES and family != WRAPPED:
         return "it is no plain vision transformer, and timm builds only what it knows by name"
     return None
 
 
-def write(encoder: Encoder, folder: Path) -> list[str]:
+def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> list[str]:
     """Write an encoder; returns what this layout cannot say about it."""
     library()
-    found = vits.of(encoder.model, output_size(encoder.processor))
-    config = encoder.model.config
-    architecture, arguments, lost = architecture_of(found, getattr(config, "pivot_source", {}))
-    preprocess = Preprocess.of(encoder.processor)
-    known = {"license": getattr(config, "pivot_source", {}).get("licence"), "first_conv": "patch_embed.proj", "classifier": "head"}
-    facts = {
-        "architecture": architecture,
-        "num_classes": 0,
-        "num_features": found.width,
-        "model_args": arguments,
-        "pretrained_cfg": {"tag": "pivot", "num_classes": 0, **known, **preprocess.to_timm()},
-        "pivot": ours(encoder, found, preprocess),
-    }
-    write_json(folder / "config.json", facts)
-    state = {name: tensor.cpu().contiguous().clone() for name, tensor in keyed(found).items()}
-    save_file(state, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-    return [*lost, *resampled(encoder, found), *dropped(encoder)]
+    config, preprocess, lost = model.config, Preprocess.of(processor), list[str]()
+    if config.model_type == WRAPPED:
+        facts, state = _of_wrapped(model, preprocess)
+        size = preprocess.out
+    else:
+        found = vits.of(model, output_size(processor))
+        architecture, arguments, lost = architecture_of(found, getattr(config, "pivot_source", {}))
+        lost = [*lost, *resampled(model, found), *dropped(model)]
+        known = {"first_conv": "patch_embed.proj", "classifier": "head", **preprocess.to_timm()}
+        facts = {"architecture": architecture, "num_features": found.width, "model_args": arguments, "pretrained_cfg": known}
+        state, size = keyed(found), found.image
+    licence = getattr(config, "pivot_source", {}).get("licence")
+    facts["pretrained_cfg"] = {"tag": "pivot", "num_classes": 0, "license": licence, **facts["pretrained_cfg"]}
+    write_json(folder / "config.json", {**facts, "num_classes": 0, "pivot": ours(config, preprocess, size)})
+    kept = {name: tensor.cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(kept, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    return lost
 
 
-def ours(encoder: Encoder, found: ViT, preprocess: Preprocess) -> dict[str, Any]:
+def _of_wrapped(model: PreTrainedModel, preprocess: Preprocess) -> tuple[dict[str, Any], Mapping[str, torch.Tensor]]:
+    """Config and tensors of a timm model in its wrapper. Whether its size is fixed is its own matter: others know no such argument."""
+    inner: Any = model.timm_model
+    known = {key: inner.pretrained_cfg.get(key) for key in ("first_conv", "classifier")}
+    seen = {**preprocess.to_timm(), "fixed_input_size": bool(inner.pretrained_cfg.get("fixed_input_size"))}
+    facts = {"architecture": model.config.architecture, "num_features": inner.num_features, "model_args": model.config.model_args or {}}
+    return {**facts, "pretrained_cfg": {**known, **seen}}, inner.state_dict()
+
+
+def ours(config: PreTrainedConfig, preprocess: Preprocess, size: tuple[int, int]) -> dict[str, Any]:
     """What this package needs to have the encoder back as it was. The library itself does not look at it."""
-    config = {
-        key: value for key, value in encoder.model.config.to_dict().items() if key not in ("dtype", "torch_dtype", "transformers_version")
-    }
-    height, width = found.image
-    return {"config": {**config, "image_size": height if height == width else [height, width]}, "preprocess": vars(preprocess)}
+    passing = ("dtype", "torch_dtype", "transformers_version")
+    kept = {key: value for key, value in config.to_dict().items() if key not in passing}
+    if "image_size" in kept:
+        kept["image_size"] = size[0] if size[0] == size[1] else list(size)
+    return {"config": kept, "preprocess": vars(preprocess)}
 
 
-def resampled(encoder: Encoder, found: ViT) -> list[str]:
+def resampled(model: PreTrainedModel, found: ViT) -> list[str]:
     """Said where positions were resampled on the way out."""
-    own = vits.pair(encoder.model.config.image_size)
+    own = vits.pair(model.config.image_size)
     if found.image == own or not found.has("position"):
         return []
     return [f"position embeddings: made for {own[0]} by {own[1]} pixels, resampled to {found.image[0]} by {found.image[1]}"]
 
 
-def dropped(encoder: Encoder) -> list[str]:
+def dropped(model: PreTrainedModel) -> list[str]:
     """Said where transformers has parts that no other library has a place for."""
-    parts = sorted({key.rpartition(".")[2] if "token" in key else key.partition(".")[0] for key in vits.beside(encoder.model)})
+    parts = sorted({key.rpartition(".")[2] if "token" in key else key.partition(".")[0] for key in vits.beside(model)})
     return [f"{part}: not in this layout; it lies beside the path to the features" for part in parts]
 
 
@@ -291,7 +312,13 @@ def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
 def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tensor, str]:
     """Tokens at a tap (B, P, D) through timm alone, and how they are read."""
     model = library().create_model(f"local-dir:{folder}", pretrained=True).to(pixel_values.device, pixel_values.dtype).eval()
-    return tokens(model, pixel_values, tap, "model")
+    if not _is_wrapped(read_json(folder / "config.json")["pivot"]):
+        return tokens(model, pixel_values, tap, "model")
+    at = tap.layer - 1 if tap.layer > 0 else tap.layer
+    with torch.no_grad():  # all of them make maps, and some no tokens
+        found = model.forward_intermediates(pixel_values, indices=[at], output_fmt="NCHW", intermediates_only=True)[0]
+    how = f"model.forward_intermediates(pixels, indices=[{at}], output_fmt='NCHW', intermediates_only=True)[0]"
+    return found.flatten(2).transpose(1, 2), f"{how}.flatten(2).transpose(1, 2)"
 
 
 def tokens(model: Any, pixel_values: torch.Tensor, tap: Tap, said: str) -> tuple[torch.Tensor, str]:
