@@ -51,7 +51,7 @@ def test_an_arms_encoder_names_parents_data_and_training() -> None:
     assert set(known.data) == {"pairs", "talk"} and "size 9" in known.data["talk"]
     assert len(known.training) == 2 and known.training[0].startswith("instruct: sft on `talk`")
     assert "dpo (beta 0.2" in known.training[1] and "2 epochs of batches of 4" in known.training[1] and "llm frozen" in known.training[1]
-    assert "seed 1" in known.training[1]
+    assert "seed 1" in known.training[1] and known.title == "small: dpo, seed 1"
 
 
 def test_the_original_encoder_of_parts_has_no_llm_and_no_training() -> None:

@@ -145,7 +145,7 @@ SOURCES: dict[str, tuple[Callable[[Path], str], str, str]] = {
     "timm clip": (by_timm("vit_base_patch16_clip_quickgelu_224", num_classes=0), "clip", "timm"),
     "timm dinov2": (by_timm("vit_base_patch14_dinov2", num_classes=0), "dinov2", "timm"),
     "timm dinov3": (by_timm("vit_base_patch16_dinov3", num_classes=0), "dinov3_vit", "timm"),
-    "timm eva02": (by_timm("eva02_base_patch14_224", num_classes=0), "pivot_tower", "hf"),
+    "timm eva02": (by_timm("eva02_base_patch14_224", num_classes=0), "pivot_tower", "timm"),
     "open_clip": (by_open_clip, "clip", "open_clip"),
 }
 
@@ -154,12 +154,13 @@ SOURCES: dict[str, tuple[Callable[[Path], str], str, str]] = {
 
 
 def alone(layout: str, folder: Path, encoder: Encoder) -> torch.Tensor:
-    """(B, P, D) at the tap, by the library alone. A pivot_tower needs this package's class, and nothing else of it."""
+    """(B, P, D) at the tap, by the library alone. An ensemble needs this package's class, and nothing else of it."""
     tap = encoder.tap
     with torch.no_grad():
         if layout == "hf":
             pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(images=PICTURES, return_tensors="pt")["pixel_values"]
-            return AutoModel.from_pretrained(folder).eval()(pixels, output_hidden_states=True).hidden_states[tap.layer][:, tap.prefix :]
+            found = AutoModel.from_pretrained(folder).eval()(pixels, output_hidden_states=True).hidden_states[tap.layer]
+            return found.flatten(2).transpose(1, 2) if found.ndim == 4 else found[:, tap.prefix :]  # a network's map, or tokens
         if layout == "timm":
             import timm
 

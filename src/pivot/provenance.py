@@ -35,6 +35,7 @@ def of_arm(recipe: Recipe, arm: str, seed: int, dequantised: str | None = None) 
         knobs = {key: value for key, value in choice.objective.items() if key != "name"}
         trained.append(_sentence("post", choice.objective["name"], knobs, recipe.post, choice.rates.model_dump()) + f"; seed {seed}")
     return Provenance(
+        title=f"{recipe.name}: {arm}" + (f", seed {seed}" if choice and choice.objective else ""),
         encoder=recipe.encoder,
         llm=recipe.llm if joined else None,
         mllm=recipe.init,

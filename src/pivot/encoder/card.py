@@ -43,6 +43,7 @@ features = Encoder.load(FOLDER).features([image]).tokens"""
 class Provenance:
     """Where an encoder comes from, as far as it is known. Names are those that were given; all of it is plain text."""
 
+    title: str | None = None  # of the card; else the folder's name
     encoder: str | None = None  # what was built on
     llm: str | None = None
     mllm: str | None = None  # what was trained, where that was one already
@@ -63,7 +64,7 @@ def card(name: str, family: str, to: str, tap: Tap, parity: Parity, provenance: 
     """The card's text. `to`: the library whose layout the folder has."""
     parts = [
         _head(to, family, provenance),
-        f"# {name}",
+        f"# {provenance.title or name}",
         f"A vision encoder of family `{family}`, taken out of a multimodal language model with pivot. It is no drop-in for its "
         "parent's last hidden state: read it through its tap.",
         "## How to read it\n\n```python\n" + _opening(family, to, parity) + f"\n```\n\nIts features are `{parity.read}`: {_tap(tap)}. "
@@ -96,7 +97,7 @@ def _head(to: str, family: str, provenance: Provenance) -> str:
 
 
 def _opening(family: str, to: str, parity: Parity) -> str:
-    if towers.family(family).layout != "tokens":
+    if towers.family(family).layout in ("packed", "joined"):
         return THROUGH_PIVOT
     return f"{OPENED[to]}\nfeatures = {parity.read}"
 
