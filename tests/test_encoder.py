@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,13 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, ViTForImageClassification
+from typer.testing import CliRunner
 
+from pivot.cli import app
 from pivot.encoder import Encoder, towers
 from pivot.encoder.features import cached, fingerprint
 from pivot.encoder.geometry import Geometry
+from pivot.model.mllm import holds_mllm
 from pivot.records import BadInput, Tap
 
 FAMILIES = [row.name for row in towers.FAMILIES]
@@ -143,15 +147,59 @@ def test_save_and_load_change_nothing(name: str, tmp_path: Path) -> None:
     AutoModel.from_pretrained(tmp_path / "out"), AutoImageProcessor.from_pretrained(tmp_path / "out")
 
 
-def test_a_cached_model_of_the_hub_loads_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the Hub's cache has the files of hf:someone/eyes, with no network."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     repository = tmp_path / "models--someone--eyes"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc")
+    return repository / "snapshots" / "abc"
+
+
+def test_a_cached_model_of_the_hub_loads_without_a_network(hub: Path) -> None:
     encoder = Encoder.tiny("dinov2")
-    encoder.save(repository / "snapshots" / "abc")
+    encoder.save(hub)
     found = Encoder.load("hf:someone/eyes")
     assert torch.equal(found.features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
+def test_a_cached_model_with_torch_files_alone_opens_as_what_it_is(hub: Path) -> None:
+    encoder = Encoder.tiny("dinov2")
+    encoder.save(hub)
+    (hub / "model.safetensors").unlink()
+    (hub / "tap.json").unlink()
+    torch.save(encoder.model.state_dict(), hub / "pytorch_model.bin")
+    assert not holds_mllm("hf:someone/eyes")
+    assert torch.equal(Encoder.load("hf:someone/eyes").features(IMAGES).tokens, encoder.features(IMAGES).tokens)
+
+
+def test_a_model_of_the_hub_is_described_by_its_settings_alone(hub: Path) -> None:
+    Encoder.tiny("dinov2").save(hub)
+    (hub / "model.safetensors").unlink()
+    done = CliRunner().invoke(app, ["encoder", "inspect", "hf:someone/eyes"])
+    assert done.exit_code == 0 and "dinov2" in done.output
+
+
+@pytest.mark.parametrize(
+    ("file", "safe"), [("model.safetensors", True), ("model.safetensors.index.json", True), ("pytorch_model.bin", False)]
+)
+def test_what_the_hub_has_decides_what_is_fetched(file: str, safe: bool, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = ["config.json", "preprocessor_config.json", "pytorch_model.bin", file]
+    asked: list[bool] = []
+
+    def spy(name: str, dtype: str, safe: bool, **options: object) -> None:
+        asked.append(safe)
+        raise BadInput("seen")
+
+    monkeypatch.setattr(
+        "pivot.encoder.hub.model_info", lambda *_, **__: SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in files])
+    )
+    monkeypatch.setattr("pivot.encoder.formats.hf._open", spy)
+    with pytest.raises(BadInput, match="seen"):
+        Encoder.load("hf:someone/eyes")
+    assert asked == [safe]
 
 
 def test_a_model_of_the_hub_that_is_not_cached_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

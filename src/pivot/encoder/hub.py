@@ -28,21 +28,26 @@ def reach(name: str, needed: Sequence[tuple[str, ...]], said: str | None = None)
     What is cached is taken without asking; else the Hub is asked once, so that being offline costs seconds and not minutes.
     """
     said = said or f"hf:{name}"
-    missing: list[str] = []
     try:
         missing = [names[0] for names in needed if not any(isinstance(try_to_load_from_cache(name, file), str) for file in names)]
-        if missing:
-            model_info(name, timeout=HUB_SECONDS)
-    except RepositoryNotFoundError:
-        raise BadInput(f"{said}: the Hub has no such model, or it is gated; check the name, or log in with `hf auth login`") from None
     except HFValidationError:
         raise BadInput(f"{said}: not a name of the Hub; write {said.partition(':')[0]}:OWNER/MODEL") from None
+    if missing:
+        published(name, missing, said)
+    return not missing
+
+
+def published(name: str, missing: Sequence[str], said: str) -> list[str]:
+    """Names of the files that the Hub has of a model; `missing` are those for which it is asked."""
+    try:
+        return [file.rfilename for file in model_info(name, timeout=HUB_SECONDS).siblings or ()]
+    except RepositoryNotFoundError:
+        raise BadInput(f"{said}: the Hub has no such model, or it is gated; check the name, or log in with `hf auth login`") from None
     except Exception as error:  # no network: the classes are the HTTP library's own, and the Hub's client has changed libraries before
         raise BadInput(
             f"{said}: {', '.join(missing)} not found ({reason(error, 120)}); looked in the cache {constants.HF_HUB_CACHE} and "
             f"{constants.ENDPOINT}; run `hf download {name}` where there is a network, or give a folder"
         ) from None
-    return not missing
 
 
 def fetch(name: str, files: tuple[str, ...], said: str) -> Path:

@@ -240,10 +240,11 @@ def holds_mllm(source: str) -> bool:
         return False  # an ensemble, or a layer: a name of encoders
     if not source.startswith("hf:") and not (Path(source) / "config.json").is_file():
         return False
-    where, here = _place(source)
+    where = source if Path(source).is_dir() else source.removeprefix("hf:")
+    here = where == source or reach(where, NEEDED[:1])  # the config alone: an encoder need not have an MLLM's files
     try:
         return AutoConfig.from_pretrained(where, local_files_only=here).model_type in [row.model_type for row in FAMILIES]
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return False  # whoever opens it as something else says why it cannot be opened
 
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViT
 
 from pivot.encoder import reading, towers
 from pivot.encoder.formats.preprocess import processor_class
-from pivot.encoder.hub import PIXELS, quiet, reach, reason
+from pivot.encoder.hub import PIXELS, published, quiet, reach, reason
 from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def opened(where: str | Path, dtype: str) -> Parts:
     """A folder that transformers saved, or a model of the Hub by its name."""
     if isinstance(where, str):
         local = reach(where, NEEDED)
-        safe = not local or any(isinstance(try_to_load_from_cache(where, file), str) for file in SAFE)
+        if local:
+            safe = any(isinstance(try_to_load_from_cache(where, file), str) for file in SAFE)
+        else:  # what the Hub has decides: asked for safetensors, transformers takes nothing else
+            safe = not set(SAFE).isdisjoint(published(where, SAFE[:1], f"hf:{where}"))
         config, model, processor = _open(where, dtype, safe, local_files_only=local)
         config.pivot_source = {"library": "hf", "name": where}
         return config, model, processor
