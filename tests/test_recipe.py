@@ -75,6 +75,23 @@ def test_data_is_named_by_one_line_by_a_path_or_by_another_name(small: str, tmp_
     assert "did you mean 'world'" in wrong(small, "pairs=wolrd,size=3")
 
 
+def test_a_data_set_can_lie_in_a_folder_of_its_own_name(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the same rows as" in wrong(small, "pairs=pairs")
+    Path("pairs").mkdir()
+    found = recipe.load(small, ["pairs=pairs", "heldout=pairs"]).data
+    assert found["pairs"] == found["heldout"] and (found["pairs"]["read"], found["pairs"]["path"]) == ("rows", "pairs")
+
+
+def test_text_that_names_no_data_is_said_to_be_none_of_what_it_could_be(small: str) -> None:
+    said = wrong(small, "pairs=nofolder")
+    assert "'nofolder' is neither a folder or file nor a reader or a data set; readers: " in said
+    assert "rows" in said and "world" in said and "data sets: " in said and "heldout" in said
+    assert "did you mean 'heldout'?" in wrong(small, "pairs=heldot")
+    with pytest.raises(BadInput, match=r"'nofolder' is neither a folder or file nor a reader; readers: .*world"):
+        recipe.read("nofolder")
+
+
 def test_how_parts_are_joined_is_no_question_of_a_joined_model(small: str) -> None:
     assert "init 'tiny' is joined already" in wrong(small, "build.layer=-1")
     assert "build: unknown key 'layr'; did you mean 'layer'?" in wrong(small, "build.layr=-1")

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pivot import lookup
-from pivot.knobs import declared
+from pivot.knobs import declared, nearest
 from pivot.plain import override, parse
 from pivot.records import BadInput
 
 ROWS = "rows"  # the reader of our own layout: what a path alone is read by
 
 
-def described(source: str) -> dict[str, Any]:
+def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
     """One line that names data, as plain values: `world,split=test,size=600`, or the path of rows.
 
     Commas within [] and {} part nothing. A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the
-    reader takes as text alone stays as it is written: `path=2024` is a folder, not a number.
+    reader takes as text alone stays as it is written: `path=2024` is a folder, not a number. `sets`: data sets that it might have meant.
     """
     reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
     if not reader.strip():
@@ -29,6 +31,9 @@ def described(source: str) -> dict[str, Any]:
         reader, options = ROWS, [f"path={reader}", *options]
     elif reader.strip() not in known and not options and "/" in reader:
         raise BadInput(f"data '{source}': no such folder or file; check the path, or name a reader: {', '.join(known)}")
+    elif reader.strip() not in known and "." not in reader:
+        what = "a reader or a data set" if sets else "a reader"
+        raise BadInput(f"data '{source}': '{reader.strip()}' is neither a folder or file nor {what}; {_known(reader.strip(), known, sets)}")
     plain: dict[str, Any] = {"read": reader.strip()}
     knobs = declared(lookup.find("data", plain["read"])).model_fields
     for number, option in enumerate(options):
@@ -43,6 +48,13 @@ def described(source: str) -> dict[str, Any]:
         else:
             plain = override(plain, option)
     return plain
+
+
+def _known(name: str, readers: Collection[str], sets: Collection[str]) -> str:
+    """The nearest name, or all of them."""
+    if get_close_matches(name, [*readers, *sets], n=1):
+        return nearest(name, [*readers, *sets])
+    return f"readers: {', '.join(readers)}{'; data sets: ' if sets else ''}{', '.join(sets)}"
 
 
 def _lenient(text: str) -> Any:

@@ -320,19 +320,22 @@ def _blank(plain: Mapping[str, Any]) -> list[str]:
 
 
 def _resolved(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The data, with what is given as text looked up: another data set's name (the same rows as that), or one line that names rows."""
+    """The data, with what is given as text looked up: another data set's name (the same rows as that), or one line that names rows.
+
+    A data set given by its own name is the folder or file that is called so.
+    """
     data = plain.get("data")
     if not isinstance(data, Mapping):
         return {}
     found = {}
     for name, rows in data.items():
         seen = [name]
-        while isinstance(rows, str) and rows in data:
+        while isinstance(rows, str) and rows in data and not (rows == seen[-1] and Path(rows).exists()):
             if rows in seen:
                 raise BadInput(f"data.{name} is the same rows as {' as '.join(seen[1:] or seen)} as itself; name rows for one of them")
             seen.append(rows)
             rows = data[rows]
-        found[name] = described(rows) if isinstance(rows, str) else rows
+        found[name] = described(rows, data) if isinstance(rows, str) else rows
     return {"data": found}
 
 
