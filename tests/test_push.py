@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from safetensors.torch import load_file, save_file
 
 from pivot.encoder import Encoder
 from pivot.encoder.export import export
@@ -72,9 +73,40 @@ def test_features_that_differ_are_not_sent(folder: Path) -> None:
         push(folder, "eyes", api=Hub())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("wrong", "said"), [({"difference": None}, "inf"), ({"difference": 0.5}, "0.5"), ({"holds": False}, "differ")])
+def test_a_difference_counts_in_any_dtype(wrong: dict[str, Any], said: str, dtype: str, folder: Path) -> None:
+    write_json(folder / "parity.json", {**read_json(folder / "parity.json"), "dtype": dtype, **wrong})
+    with pytest.raises(CheckFailed, match=said):
+        push(folder, "eyes", api=Hub())
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "3", "{", '{"difference": "much", "projector_difference": 0, "holds": true, "tolerance": 0}'])
+def test_a_foreign_parity_file_is_one_line(text: str, folder: Path) -> None:
+    (folder / "parity.json").write_text(text)
+    with pytest.raises(BadInput, match=r"parity\.json") as error:
+        push(folder, "eyes", api=Hub())
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_not_those_of_the_tap_are_not_sent(folder: Path) -> None:
+    hub, file = Hub(), folder / "model.safetensors"
+    weights = load_file(file)
+    weights[next(iter(weights))] += 1
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="weights changed"):
+        push(folder, "eyes", api=hub)
+    assert not hub.made
+
+
+class Unreachable(Exception):
+    """As of an HTTP library whose errors are no OSError."""
+
+
 REFUSED = {
     "hf auth login": LocalTokenNotFoundError("no token"),
     "is there a network": OSError("name resolution failed"),
+    "Unreachable: no route": Unreachable("no route\nto host"),
     "may write there": HfHubHTTPError("403 Forbidden", response=SimpleNamespace(status_code=403, headers={}, request=None)),
 }
 
@@ -84,3 +116,8 @@ def test_what_the_hub_says_is_one_line(said: str, folder: Path) -> None:
     with pytest.raises(BadInput, match=said) as error:
         push(folder, "eyes", api=Hub(fails=REFUSED[said]))
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_in_the_code_is_not_called_a_network(folder: Path) -> None:
+    with pytest.raises(AttributeError, match="no such method"):
+        push(folder, "eyes", api=Hub(fails=AttributeError("no such method")))
