@@ -17,15 +17,18 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoModelForImageTextToText, Qwen2VLImageProcessorPil
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, Qwen2Config, Qwen2VLImageProcessorPil
 
 from pivot.encoder import Encoder, names, reading, towers
 from pivot.encoder.card import Provenance
 from pivot.encoder.export import export, known
+from pivot.encoder.features import cached
 from pivot.encoder.tower import PivotTower, patch_size
 from pivot.model import MLLM
 from pivot.model.flops import weights
 from pivot.records import BadInput, Example, Tap
+from pivot.train import Settings
+from pivot.train.reference import identity
 
 STAGED = ["convnext", "convnextv2", "dinov3_convnext", "resnet"]
 PACKED = ["qwen2_vl_vision", "qwen2_5_vl_vision"]
@@ -172,6 +175,20 @@ def test_a_member_sees_its_own_normalisation() -> None:
     assert not torch.allclose(both.features(IMAGES).tokens[..., 32:], second.features(IMAGES).tokens, atol=1e-2), "a wrong mean shows"
 
 
+@pytest.mark.parametrize(
+    "changes", [{"rescale_factor": 1 / 127.5}, {"rescale_factor": 1 / 127.5, "do_normalize": False}, {"do_rescale": False}]
+)
+def test_a_member_sees_its_own_scale(changes: dict[str, object]) -> None:
+    first, second = Encoder.tiny("siglip"), Encoder.tiny("clip")
+    for name, value in changes.items():
+        setattr(second.processor, name, value)
+    found = Encoder.join([first, second])
+    assert torch.allclose(found.model._pixels(first.pixels(IMAGES), found.members()[1]), second.pixels(IMAGES), rtol=1e-5, atol=1e-4)
+    assert torch.allclose(found.features(IMAGES).tokens[..., 32:], second.features(IMAGES).tokens, atol=1e-3)
+    turned = Encoder.join([second, first])
+    assert torch.allclose(turned.features(IMAGES).tokens[..., 32:], first.features(IMAGES).tokens, atol=1e-3)
+
+
 def test_gradients_reach_every_member_and_only_what_is_read() -> None:
     *_, both = ensemble()
     both.hidden(both.pixels(IMAGES)).square().sum().backward()
@@ -187,6 +204,26 @@ def test_a_grid_may_be_said() -> None:
     assert both.model.config.patch_size == 6
     with pytest.raises(BadInput, match="fits no square patch"):
         Encoder.join([first, second], (7, 5))
+
+
+def test_a_grid_that_was_said_stays_at_another_size(tmp_path: Path) -> None:
+    for number, name in enumerate(("siglip", "dinov2")):
+        Encoder.tiny(name).save(tmp_path / str(number))
+    a, b = tmp_path / "0", tmp_path / "1"
+    for grid, expected in (("-> 3x3", (3, 3)), ("", (12, 12))):
+        named = Encoder.load(f"{a} + {b} {grid}", pixels=96)
+        Encoder.load(f"{a} + {b} {grid}").save(tmp_path / "both")
+        folder = Encoder.load(tmp_path / "both", pixels=96)
+        assert named.grid == folder.grid == expected
+        assert torch.equal(folder.features(IMAGES).tokens, named.features(IMAGES).tokens)
+
+
+def test_a_tower_of_members_is_not_said_to_be_truncated(tmp_path: Path) -> None:
+    *_, both = ensemble()
+    for encoder in (both, joined("resnet", 1)):
+        with pytest.raises(BadInput, match="goes out with all of its blocks") as error:
+            export(encoder, tmp_path / "out", IMAGES, truncate=True)
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_an_ensemble_of_an_ensemble_is_one() -> None:
@@ -432,6 +469,44 @@ def test_one_file_outside_the_package_adds_a_tower(lab: str, tmp_path: Path) -> 
     assert torch.equal(again.features(IMAGES).tokens, expected)
     both = Encoder.load(f"{tmp_path / 'out'} + {lab}:other")
     assert both.features(IMAGES).tokens.shape == (3, 36, 24)
+
+
+@pytest.mark.parametrize("file", ["tower.py", "layers.py"])
+def test_features_are_those_of_the_code_that_was_run(lab: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    own = tmp_path / "my_lab"
+    (own / "layers.py").write_text(
+        "from torch import nn\n\nclass Rectified(nn.Module):\n    def forward(self, x):\n        return x.relu()\n"
+    )
+    text = LAB.replace("from torch import nn", "from torch import nn\nfrom my_lab.layers import Rectified")
+    text = text.replace("super().__init__()", "super().__init__()\n        self.rectified = Rectified()")
+    (own / "tower.py").write_text(text.replace("layer(maps[-1]).relu()", "1 * self.rectified(layer(maps[-1]))"))
+    first = Encoder.load(f"{lab}:x")
+    seen, mark = np.array(cached(first, IMAGES)), first.fingerprint()
+    (own / file).write_text((own / file).read_text().replace("1 * self", "2.5 * self").replace("x.relu()", "x.relu() * 2.5"))
+    assert first.fingerprint() == mark and Encoder.load(f"{lab}:x").fingerprint() == mark, "what was imported runs on"
+    for name in [name for name in sys.modules if name.startswith("my_lab.")]:
+        del sys.modules[name]
+    second = Encoder.load(f"{lab}:x")
+    found = np.array(cached(second, IMAGES))
+    assert second.fingerprint() != mark and np.abs(found - seen).max() > 0.1
+    assert np.array_equal(found, second.features(IMAGES).pooled.numpy())
+
+
+def test_kept_reference_values_are_those_of_the_code_that_was_run(lab: str, tmp_path: Path) -> None:
+    def told() -> dict[str, object]:
+        tokenizer = MLLM.tiny().processor.tokenizer
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+        llm = AutoModelForCausalLM.from_config(Qwen2Config(**sizes, vocab_size=len(tokenizer)))
+        return identity(MLLM.build(Encoder.load(f"{lab}:x"), llm, tokenizer=tokenizer), Settings(), torch.device("cpu"))
+
+    before = told()
+    assert told() == before
+    (tmp_path / "my_lab" / "tower.py").write_text(LAB + "# another\n")
+    del sys.modules[lab]
+    after = told()
+    assert after != before and {**after, "code": None} == {**before, "code": None}
 
 
 @pytest.mark.parametrize(

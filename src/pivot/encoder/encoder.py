@@ -226,7 +226,7 @@ class Encoder:
         return Features(torch.cat([p.tokens for p in parts]), torch.cat([p.pooled for p in parts]), self.grid)
 
     def fingerprint(self) -> str:
-        """sha256 over everything that features depend on: weights, config, processor, tap, projector."""
+        """sha256 over everything that features depend on: weights, config, processor, tap, projector, the code of a tower of one's own."""
         config = self.model.config.to_dict()
         processor = self.processor.to_dict()
         passing = {"transformers_version", "_name_or_path", "architectures", "pivot_left_out", "pivot_source", "processor_class"}
@@ -237,7 +237,8 @@ class Encoder:
             "weights": hash_tensors(self.model.state_dict()),
             "projector": None if self.projector is None else hash_tensors(self.projector.state_dict()),
         }
-        return hash_json(parts)
+        code = outside.code(self.model)
+        return hash_json({**parts, "code": code} if code else parts)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors, preprocessor_config.json, tap.json and what belongs to the projector, whole."""

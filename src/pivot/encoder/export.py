@@ -131,6 +131,8 @@ def _largest(a: torch.Tensor, b: torch.Tensor) -> float:
 def truncated(encoder: Encoder) -> Encoder:
     """The encoder without the blocks above its tap, read at the last block. The blocks that stay keep their weights."""
     model, tap = encoder.model, encoder.tap
+    if encoder.family.layout == "joined":
+        raise BadInput("truncate: an ensemble, or a tower read as maps, goes out with all of its blocks; leave truncate out")
     below, path = towers.depth(model.config, tap), towers.blocks_name(model)
     if below == 0:
         raise BadInput("truncate: a tap at layer 0 leaves no block; choose a higher layer or keep the encoder whole")

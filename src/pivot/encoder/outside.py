@@ -12,19 +12,26 @@ folder that holds the tower is opened. Buffers must be in the state dict, since 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from pivot.files import hash_bytes
 from pivot.lookup import find
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor
+
+
+_read: WeakKeyDictionary[type, str] = WeakKeyDictionary()  # by class, since a file may change after it was imported
 
 
 class OutsideConfig(PreTrainedConfig):
@@ -47,6 +54,9 @@ class Outside(PreTrainedModel):
     def __init__(self, config: OutsideConfig) -> None:
         super().__init__(config)
         self.tower: nn.Module = find("encoder", config.module)(**config.options)
+        top = config.module.partition(".")[0]
+        kinds = {type(part) for part in self.tower.modules()}
+        self.code = sorted({_source(kind) for kind in kinds if kind.__module__.partition(".")[0] == top} | {_source(type(self.tower))})
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -56,6 +66,19 @@ class Outside(PreTrainedModel):
         """(B, 3, H, W) -> maps (B, D, h, w)."""
         maps = tuple(self.tower(pixel_values))
         return BaseModelOutput(last_hidden_state=maps[-1], hidden_states=maps)
+
+
+def _source(kind: type) -> str:
+    """Hash of the file that a class was made in, as it was when the class was first seen."""
+    if kind not in _read:
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        _read[kind] = hash_bytes(Path(file).read_bytes()) if file and Path(file).is_file() else ""
+    return _read[kind]
+
+
+def code(model: nn.Module) -> list[str]:
+    """Hashes of the files that users' towers in a model are written in: what it computes depends on them. Empty without such."""
+    return sorted({found for part in model.modules() if isinstance(part, Outside) for found in part.code})
 
 
 def is_dotted(name: str) -> bool:

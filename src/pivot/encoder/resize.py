@@ -34,13 +34,18 @@ def sides(pixels: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def resized(model: PreTrainedModel, processor: BaseImageProcessor, size: tuple[int, int]) -> tuple[PreTrainedModel, BaseImageProcessor]:
-    """Model and image processor at another size. Of a `pivot_tower` all members that were made for the first one's size follow."""
+    """Model and image processor at another size. Of a `pivot_tower` all members that were made for the first one's size follow.
+
+    A grid that is not the first member's own was asked for, and stays.
+    """
     if isinstance(model, PivotTower):
         members = [
             replace(part, model=model_at(part.model, size), pixels=size) if part.pixels == output_size(processor) else part
             for part in model.parts()
         ]
-        return join(members), processor_at(processor, size)
+        own = model.config.members[0]["grid"]
+        grid = None if model.config.grid == own else (model.config.grid[0], model.config.grid[1])
+        return join(members, grid), processor_at(processor, size)
     return model_at(model, size), processor_at(processor, size)
 
 

@@ -10,6 +10,7 @@ Shapes: B images, P patches, D width of all members together, h x w the grid (P 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -44,10 +45,13 @@ class Member:
 
     @classmethod
     def of(cls, model: PreTrainedModel, processor: BaseImageProcessor, tap: Tap) -> Member:
-        """Size and normalisation are read off its image processor."""
+        """Size and normalisation are read off its image processor; another scale than 0 to 1 becomes part of mean and std."""
         facts = processor.to_dict()
         scaled = facts.get("do_normalize", True)
         mean, std = (tuple(facts[name]) if scaled else (unit,) * 3 for name, unit in (("image_mean", 0.0), ("image_std", 1.0)))
+        white = 255 * facts.get("rescale_factor", 1 / 255) if facts.get("do_rescale", True) else 255.0  # before mean and std
+        if not math.isclose(white, 1):
+            mean, std = tuple(value / white for value in mean), tuple(value / white for value in std)
         return cls(model, tap, output_size(processor), mean, std)
 
     def describe(self) -> dict[str, Any]:
