@@ -71,6 +71,22 @@ def test_an_mllm_in_a_run_folder_knows_its_recipe_and_another_only_its_name(tmp_
     assert provenance.of_model("hf:some/llava") == Provenance(mllm="hf:some/llava")
 
 
+@pytest.mark.parametrize("stage", ["align", "instruct", "pretrain"])
+def test_an_mllm_of_an_early_stage_claims_no_later_one(stage: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    arm = {"objective": {"name": "dpo", "beta": 0.2}, "rates": RATES}
+    recipe.freeze(made(align={"data": "pairs", "rates": RATES}, arms={"original": {}, stage: arm}), folder)  # an arm of its name
+    write_json(folder.manifest_file, {"name": "small", "versions": {}, "stages": {}, "pinned": {}})
+    known = provenance.of_model(str(folder.path / stage / "model"))
+    done = {"pretrain": [], "align": ["align"], "instruct": ["align", "instruct"]}[stage]
+    assert [said.partition(":")[0] for said in known.training] == done
+    assert set(known.data) == {"pretrain": set(), "align": {"pairs"}, "instruct": {"pairs", "talk"}}[stage]
+    assert known.llm == "hf:c/words" and known.title == f"small: {stage}"
+    elsewhere = str(folder.path / "copies" / "model")
+    assert provenance.of_model(elsewhere) == Provenance(mllm=elsewhere), "nobody knows which stage that is"
+
+
 def test_the_metadata_is_yaml_and_claims_no_licence() -> None:
     text = written(encoder="hf:a/eyes", llm="hf:c/words", licences={"hf:a/eyes": "apache-2.0"}, data={"pairs": "read world"})
     head = yaml.safe_load(text.split("---")[1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +19,49 @@ if TYPE_CHECKING:
     from pivot.encoder.card import Provenance
 
 
+LINE = ("align", "instruct")  # stages of supervised training that all arms share, in their order
+
+
 def of_arm(recipe: Recipe, arm: str, seed: int, dequantised: str | None = None) -> Provenance:
     """Of the encoder that an arm of a recipe ends with. `dequantised`: what its LLM's config says of a GGUF file."""
+    joined = arm != ORIGINAL or recipe.init is not None
+    known = _after(recipe, LINE if joined else (), joined, dequantised)
+    choice = recipe.arms.get(arm)
+    if not choice or not choice.objective:
+        return replace(known, title=f"{recipe.name}: {arm}")
+    known = replace(known, title=f"{recipe.name}: {arm}, seed {seed}")
+    if not choice.rates or not recipe.post:
+        return known
+    knobs = {key: value for key, value in choice.objective.items() if key != "name"}
+    told = _sentence("post", choice.objective["name"], knobs, recipe.post, choice.rates.model_dump()) + f"; seed {seed}"
+    return replace(known, data=_data(recipe, {*known.data, recipe.post.data}), training=[*known.training, told])
+
+
+def of_stage(recipe: Recipe, stage: str, dequantised: str | None = None) -> Provenance:
+    """Of the encoder in the MLLM that a stage in front of post leaves behind: no later stage has touched it."""
+    trained = LINE[: LINE.index(stage) + 1] if stage in LINE else ()
+    return replace(_after(recipe, trained, True, dequantised), title=f"{recipe.name}: {stage}")
+
+
+def _after(recipe: Recipe, stages: Sequence[str], joined: bool, dequantised: str | None) -> Provenance:
+    """What there is to say after some stages of supervised training. `joined`: whether there is an LLM behind the encoder."""
     from pivot.encoder.card import Provenance
 
-    trained, read = [], set()
-    joined = arm != ORIGINAL or recipe.init
-    for stage in ("align", "instruct") if joined else ():
-        section = getattr(recipe, stage)
-        if section:
-            read.add(section.data)
-            trained.append(_sentence(stage, "sft", {}, section, section.rates.model_dump()))
-    choice = recipe.arms.get(arm)
-    if choice and choice.objective and choice.rates and recipe.post:
-        read.add(recipe.post.data)
-        knobs = {key: value for key, value in choice.objective.items() if key != "name"}
-        trained.append(_sentence("post", choice.objective["name"], knobs, recipe.post, choice.rates.model_dump()) + f"; seed {seed}")
+    sections = {stage: section for stage in stages if (section := getattr(recipe, stage))}
     return Provenance(
-        title=f"{recipe.name}: {arm}" + (f", seed {seed}" if choice and choice.objective else ""),
         encoder=recipe.encoder,
         llm=recipe.llm if joined else None,
         mllm=recipe.init,
         dequantised=dequantised if joined else None,
-        data={name: ", ".join(f"{key} {value}" for key, value in recipe.data[name].items() if value is not None) for name in sorted(read)},
-        training=trained,
+        data=_data(recipe, {section.data for section in sections.values()}),
+        training=[_sentence(stage, "sft", {}, section, section.rates.model_dump()) for stage, section in sections.items()],
         recipe=yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=120),
     )
+
+
+def _data(recipe: Recipe, read: Collection[str]) -> dict[str, str]:
+    """How each of some data of a recipe was read."""
+    return {name: ", ".join(f"{key} {value}" for key, value in recipe.data[name].items() if value is not None) for name in sorted(read)}
 
 
 def of_model(source: str, dequantised: str | None = None) -> Provenance:
@@ -60,7 +78,10 @@ def of_model(source: str, dequantised: str | None = None) -> Provenance:
             except BadInput:  # of another version of this package: its name still says something
                 break
             arm, seed = stage.removeprefix("post-"), rest[0].removeprefix("seed-") if rest else "0"
-            return of_arm(recipe, arm, int(seed) if seed.isdigit() else 0, dequantised)
+            if stage in ("pretrain", *LINE):
+                return of_stage(recipe, stage, dequantised)
+            if stage.startswith("post-") and arm in recipe.arms:
+                return of_arm(recipe, arm, int(seed) if seed.isdigit() else 0, dequantised)
     return Provenance(mllm=source, dequantised=dequantised)
 
 
