@@ -17,10 +17,13 @@ from pivot.encoder import Encoder, towers
 from pivot.encoder.export import PARITY_FILE, export
 from pivot.encoder.stale import stale
 from pivot.model import MLLM
+from pivot.model.families import family
 from pivot.records import BadInput, Tap
 
 FAMILIES = [row.name for row in towers.FAMILIES]
 IMAGES = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40 + 9 * i, 60, 3), dtype=np.uint8)) for i in range(3)]
+
+SQUARE = Image.fromarray(np.random.default_rng(9).integers(0, 256, (160, 160, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -176,6 +179,27 @@ def test_a_folder_that_differs_is_not_called_exact(shift: float, tmp_path: Path)
     parity = export(encoder, tmp_path / "out", IMAGES)
     assert not parity.exact and parity.difference > 0 and parity.projector_difference > 0
     assert json.loads((tmp_path / "out" / PARITY_FILE).read_text())["exact"] is False
+
+
+OTHERWISE = {"resample": 2, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.2, 0.4, 0.6], "rescale_factor": 1 / 200}
+
+
+@pytest.mark.parametrize("name", ["llava", "llava_onevision", "qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("changed", OTHERWISE)
+def test_the_detached_processor_gives_the_pixels_of_the_mllms_own(name: str, changed: str) -> None:
+    mllm = MLLM.tiny(family=name)
+    own = mllm.processor.image_processor
+    before = mllm.detach().pixels([SQUARE])
+    setattr(own, changed, OTHERWISE[changed])
+    encoder = mllm.detach()
+    assert getattr(encoder.processor, changed) == OTHERWISE[changed]
+    found, theirs = encoder.pixels([SQUARE]), own(images=[SQUARE], return_tensors="pt")["pixel_values"]
+    if family(mllm.model.config).view == "patches":  # laid out by patch, each twice since a picture is a film of two: held in order of size
+        found, theirs = found.flatten().sort().values, theirs.flatten().sort().values[::2]
+    else:
+        theirs = theirs.reshape(-1, *theirs.shape[-3:])[:1]  # of several tiles the first, which shows the whole picture
+    assert torch.allclose(found, theirs, atol=1e-5)
+    assert not torch.allclose(encoder.pixels([SQUARE]), before, atol=1e-2), "a change that is lost shows"
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "projector.safetensors"])

@@ -47,6 +47,17 @@ def test_a_smooth_field_comes_out_as_it_is_on_the_new_grid(after: tuple[int, int
     assert (flipped - field(*after)).abs()[inner.flatten()].max() > 0.2, "a field laid out wrongly shows"
 
 
+def test_a_smaller_grid_sees_all_of_the_larger_one() -> None:
+    """Every position counts for the new ones: without antialiasing, those between the samples would count for none."""
+    table = torch.eye(16 * 16)
+    shares = resize.resampled(table, (16, 16), (4, 4))  # of each old position, in each new one
+    assert torch.allclose(shares.sum(1), torch.ones(16), atol=1e-6)
+    counted = shares.sum(0).reshape(16, 16)[6:10, 6:10]  # away from the rim, where filters are cut
+    assert torch.allclose(counted, torch.full_like(counted, 1 / 16), atol=4e-3)
+    stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(16, 16).reshape(-1, 1)
+    assert resize.resampled(stripes, (16, 16), (4, 4)).abs().max() < 0.05, "finer than the new grid: nothing is left"
+
+
 def test_the_same_grid_is_the_same_bits() -> None:
     table = torch.randn(37, 8)
     assert resize.resampled(table, (6, 6), (6, 6)) is table
@@ -131,6 +142,17 @@ def test_the_way_to_the_new_size_stays() -> None:
     assert list(larger.image_mean) == [0.1, 0.2, 0.3] and type(larger) is type(cropping)
     assert larger(images=IMAGES, return_tensors="np")["pixel_values"].shape == (2, 3, 448, 448)
     assert resize.processor_at(cropping, (224, 224)) is cropping
+
+
+def test_a_resize_to_two_sides_grows_with_its_crop() -> None:
+    crop = {"height": 48, "width": 64}
+    cropping = BitImageProcessorPil(size={"height": 60, "width": 72}, crop_size=crop, do_center_crop=True)
+    larger = resize.processor_at(cropping, (96, 192))
+    assert larger.to_dict()["size"] == {"height": 120, "width": 216} and output_size(larger) == (96, 192)
+    mask = np.zeros((60, 90), bool)
+    mask[:, :8] = True
+    seen = Geometry.of(cropping, (2, 4)).coverage(mask), Geometry.of(larger, (2, 4)).coverage(mask)
+    assert np.allclose(*seen), "the same part of the picture is seen"
 
 
 @pytest.mark.parametrize("edge", [224, 384])
