@@ -63,6 +63,24 @@ def test_members_of_a_tower_are_listed_and_what_is_stale_in_them() -> None:
     assert any(said.startswith("member 1, block 3 of 3") for said in facts["stale"])
 
 
+def test_a_tower_without_a_known_inside_says_how_much_of_it_is_stale() -> None:
+    pytest.importorskip("timm")
+    for layer in (-1, -2):
+        encoder = Encoder.tiny("timm_wrapper", layer=layer)
+        facts = inspect(encoder)
+        idle = sum(parameter.numel() for parameter in towers.idle_parameters(encoder.model, encoder.tap).values())
+        assert facts["idle"] == idle and bool(idle) == bool(facts["stale"])
+        assert not idle or facts["stale"][0].startswith(f"{idle} of {facts['parameters']} parameters")
+    assert idle, "a stage above the tap"
+
+
+@pytest.mark.parametrize("family", ["siglip", "clip", "vit", "convnext"])
+def test_what_is_stale_is_said_in_words_of_every_layout(family: str) -> None:
+    names = ("hidden_state", "pooler_output", "post_layernorm:", "layernorm:", "head:", "pooler:")
+    said = inspect(Encoder.tiny(family, layer=1))["stale"]
+    assert said and not [line for line in said if any(name in line for name in names)]
+
+
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Encoder.tiny("clip").save(tmp_path / "eyes")
     assert cli.call(["encoder", "inspect", str(tmp_path / "eyes"), "--layer", "-1", "--pixels", "96", "--json"]) == 0
