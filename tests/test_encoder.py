@@ -254,6 +254,8 @@ FAULTS = {
     "position_embedding": drop_tensor,
     "weights changed": lambda folder: Encoder.tiny("siglip", seed=9).model.save_pretrained(folder),
     "not what this version writes": lambda folder: (folder / "tap.json").write_text("{}"),
+    "tap.json is not what this": lambda folder: (folder / "tap.json").write_text("[1]"),
+    "layer 'x'": lambda folder: (folder / "tap.json").write_text((folder / "tap.json").read_text().replace('"layer": -2', '"layer": "x"')),
     "not a JSON file": lambda folder: (folder / "tap.json").write_text("{"),
 }
 
@@ -267,7 +269,24 @@ def test_a_broken_folder_is_one_line(said: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "said"), [("hg:x/y", "hf:ID"), ("nowhere", "no such folder"), ("hf:a b", "OWNER/MODEL")])
+@pytest.mark.parametrize(
+    "config", [{"model_type": "siglip", "vision_config": 7}, {"model_type": "siglip_vision_model", "hidden_size": "x"}]
+)
+def test_a_config_that_is_none_is_one_line(config: dict, tmp_path: Path) -> None:
+    Encoder.tiny("siglip").save(tmp_path)
+    (tmp_path / "tap.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for opens in (Encoder.load, Encoder.described):
+        with pytest.raises(BadInput, match=r"cannot be opened: .*Error") as error:
+            opens(tmp_path)
+        assert "\n" not in str(error.value)
+    assert holds_mllm(str(tmp_path)) is False
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("hg:x/y", "hf:ID"), ("nowhere", "no such folder"), ("hf:a b", "OWNER/MODEL"), ("mytower:x", r"package\.module:NAME")],
+)
 def test_bad_names(name: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Encoder.load(name)

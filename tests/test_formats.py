@@ -303,7 +303,8 @@ def test_a_pickle_with_code_in_it_does_not_run(tmp_path: Path) -> None:
         (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": Code()}))
         with pytest.raises(BadInput) as error:
             Encoder.load(folder)
-        assert "\n" not in str(error.value)
+        said = str(error.value)
+        assert "\n" not in said and "weights_only" not in said and "holds more than tensors, and what else is in it is never run" in said
     assert not (tmp_path / "ran").exists()
 
 
@@ -319,6 +320,25 @@ def test_torch_files_with_nothing_but_tensors_open(tmp_path: Path) -> None:
     (tmp_path / "timm" / "model.safetensors").unlink()
     torch.save({"state_dict": model.state_dict()}, tmp_path / "timm" / "pytorch_model.bin")
     assert torch.equal(Encoder.load(tmp_path / "timm").features(IMAGES).tokens, safe)
+
+
+def test_a_torch_file_or_a_config_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    made_by_timm("vit_base_patch16_224", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for odd in ({**config, "architecture": 5}, {**config, "model_args": [1]}, {**config, "pretrained_cfg": 3}):
+        (tmp_path / "config.json").write_text(json.dumps(odd))
+        with pytest.raises(BadInput, match="cannot be opened") as error:
+            Encoder.load(tmp_path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save([torch.ones(2)], tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadInput, match="holds a list, not tensors by their names"):
+        Encoder.load(tmp_path)
+
+
+def test_a_layout_that_there_is_not_gets_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no such layout; nearest: timm$"):
+        export(Encoder.tiny("vit"), tmp_path / "out", to="tim")
 
 
 @pytest.mark.parametrize("architecture", ["vit_base_patch16_siglip_gap_224", "vit_base_patch16_dinov3"])

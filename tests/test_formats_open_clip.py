@@ -176,6 +176,15 @@ def test_a_tower_of_timms_inside_open_clip_comes_in(tmp_path: Path) -> None:
     assert (encoder.features(IMAGES).tokens - tokens).abs().max() < 1e-5 * max(1, tokens.abs().max())
 
 
+def test_a_torn_file_is_one_line(tmp_path: Path) -> None:
+    made_by_open_clip(tmp_path / "in", SMALL)
+    file = tmp_path / "in" / "open_clip_model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(BadInput, match="cannot be opened: SafetensorError") as error:
+        Encoder.load(tmp_path / "in")
+    assert "\n" not in str(error.value)
+
+
 def test_towers_that_are_no_vision_transformers_are_refused_by_name(tmp_path: Path) -> None:
     resnet = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     made_by_open_clip(tmp_path / "resnet", resnet)

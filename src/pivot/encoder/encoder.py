@@ -102,7 +102,9 @@ class Encoder:
                     _check_hash(folder / formats.FORMATS[stored.get("layout", "hf")].WEIGHTS_FILE, stored["weights"])
                     projector = _load_projector(folder, stored["projector"], model.dtype)
                 tap = Tap(**stored["tap"])
-            except (KeyError, TypeError) as error:
+                if not isinstance(tap.layer, int):
+                    raise TypeError(f"layer {tap.layer!r}")
+            except (KeyError, TypeError, AttributeError) as error:
                 raise BadInput(f"{folder / TAP_FILE} is not what this version writes ({error}); detach the encoder again") from None
         row = towers.family(config)
         if row.traced and tap is None:

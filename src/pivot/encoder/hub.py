@@ -20,6 +20,7 @@ from pivot.records import BadInput
 # up to a grey level, so that features would depend on what else is installed: it is always this one.
 PIXELS = "pil"
 HUB_SECONDS = 10
+MORE_THAN_TENSORS = "holds more than tensors, and what else is in it is never run; get it as safetensors"
 
 
 def reach(name: str, needed: Sequence[tuple[str, ...]], said: str | None = None) -> bool:
@@ -72,13 +73,15 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError:
         raise BadInput(f"file not found: {file}; check the path") from None
     except pickle.UnpicklingError:
-        raise BadInput(f"{file} holds more than tensors, and what else is in it is never run; get it as safetensors") from None
+        raise BadInput(f"{file} {MORE_THAN_TENSORS}") from None
     except (SafetensorError, RuntimeError, EOFError, ValueError) as error:
         raise BadInput(f"{file} cannot be read: {reason(error)}; get the file again") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{file} holds a {type(found).__name__}, not tensors by their names; get a state dict")
     for wrapper in ("state_dict", "model"):  # of training scripts
         if isinstance(found.get(wrapper), dict):
             found = found[wrapper]
-    return {key.removeprefix("module."): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+    return {str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, torch.Tensor)}
 
 
 def reason(error: BaseException, length: int = 300) -> str:

@@ -27,7 +27,7 @@ def load(name: str, dtype: str) -> Parts:
     if Path(name).is_dir():
         return formats.of_folder(Path(name)).opened(Path(name), dtype)
     if colon and "/" not in prefix:
-        return formats.named(prefix, f"encoder '{name}': no prefix '{prefix}:'").opened(rest, dtype)
+        return formats.prefixed(prefix, name).opened(rest, dtype)
     raise BadInput(f"encoder '{name}': no such folder; check the path, or write hf:{name} for a model of the Hub")
 
 

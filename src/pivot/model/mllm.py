@@ -244,8 +244,8 @@ def holds_mllm(source: str) -> bool:
     here = where == source or reach(where, NEEDED[:1])  # the config alone: an encoder need not have an MLLM's files
     try:
         return AutoConfig.from_pretrained(where, local_files_only=here).model_type in [row.model_type for row in FAMILIES]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return False  # whoever opens it as something else says why it cannot be opened
+    except Exception:  # of any kind, from a foreign config: whoever opens it as something else says why it cannot be opened
+        return False
 
 
 def _is_encoder(config: PreTrainedConfig) -> bool:

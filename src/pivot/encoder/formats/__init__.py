@@ -19,12 +19,24 @@ FORMATS: dict[str, ModuleType] = {"hf": hf, "timm": timm, "open_clip": open_clip
 WRITTEN = {"hf": "hf:ID", "timm": "timm:NAME", "open_clip": "open_clip:MODEL/TAG"}
 
 
-def named(prefix: str, said: str) -> ModuleType:
-    """The format of a prefix or of `--to`; a wrong one gets the nearest."""
+def prefixed(prefix: str, name: str) -> ModuleType:
+    """The format of an encoder's name by its prefix; a wrong one gets the nearest."""
     if prefix not in FORMATS:
-        near = get_close_matches(prefix, FORMATS, n=1) or list(FORMATS)
-        raise BadInput(f"{said}; nearest: {', '.join(WRITTEN[name] for name in near)}, or give a folder")
+        own = "; a tower of your own needs a dotted name, package.module:NAME" if prefix.isidentifier() else ""
+        near = ", ".join(WRITTEN[form] for form in _near(prefix))
+        raise BadInput(f"encoder '{name}': no prefix '{prefix}:'; nearest: {near}, or give a folder{own}")
     return FORMATS[prefix]
+
+
+def named(prefix: str, said: str) -> ModuleType:
+    """The format of `--to`; a wrong one gets the nearest."""
+    if prefix not in FORMATS:
+        raise BadInput(f"{said}; nearest: {', '.join(_near(prefix))}")
+    return FORMATS[prefix]
+
+
+def _near(prefix: str) -> list[str]:
+    return get_close_matches(prefix, FORMATS, n=1) or list(FORMATS)
 
 
 def of_folder(folder: Path) -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, ViT
 
 from pivot.encoder import reading, towers
 from pivot.encoder.formats.preprocess import processor_class
-from pivot.encoder.hub import PIXELS, published, quiet, reach, reason
+from pivot.encoder.hub import MORE_THAN_TENSORS, PIXELS, published, quiet, reach, reason
 from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def described(where: str | Path) -> Parts:
             processor = _processor(str(where), config, **options)
             with torch.device("meta"):
                 model = towers.model_class(config)._from_config(config)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"encoder {where} cannot be opened: {reason(error)}") from None
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a foreign config raises is one line
+        raise BadInput(f"encoder {where} cannot be opened: {reason(error)}; is its config.json whole?") from None
     return opened(where, "float32") if towers.family(config).layout == "packed" else (config, model.eval(), processor)
 
 
@@ -85,8 +86,10 @@ def _open(name: str, dtype: str, safe: bool, **options: Any) -> Parts:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BadInput(f"encoder {name} cannot be opened: {' '.join(str(error).split())[:300]}") from None
-    except Exception as error:  # pickle's own error is not a ValueError; whatever a foreign file raises is one line
-        raise BadInput(f"encoder {name} cannot be opened: {reason(error)}; get it as safetensors") from None
+    except pickle.UnpicklingError:  # whose own advice is to run what is in the file
+        raise BadInput(f"encoder {name} {MORE_THAN_TENSORS}") from None
+    except Exception as error:  # whatever a foreign file raises is one line
+        raise BadInput(f"encoder {name} cannot be opened: {reason(error)}; get the full checkpoint") from None
     head = towers.family(config).head
     missing = sorted(key for key in report["missing_keys"] if head is None or f"{head}." not in f".{key}")
     if missing:

@@ -161,7 +161,9 @@ def _build(name: str, file: Path, said: str, quick_gelu: bool = False) -> Any:
         read_tensors(file)  # refuses what is more than tensors before the library opens it
     try:
         return _create(name, **options)
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a foreign config or file raises is one line
         raise BadInput(f"{said} cannot be opened: {reason(error)}; get the full checkpoint") from None
 
 

@@ -148,7 +148,9 @@ def _build(name: str, weights: Mapping[str, torch.Tensor], said: str, **options:
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options).eval()
-    except (RuntimeError, ValueError, KeyError, TypeError, AssertionError, OSError) as error:
+    except BadInput:
+        raise
+    except Exception as error:  # whatever a foreign config raises is one line
         raise BadInput(
             f"{said} cannot be opened: {reason(error)}; is it complete, and is this timm {timm.__version__} new enough?"
         ) from None
