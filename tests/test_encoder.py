@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -290,6 +291,44 @@ def test_a_config_that_is_none_is_one_line(config: dict, tmp_path: Path) -> None
 def test_bad_names(name: str, said: str) -> None:
     with pytest.raises(BadInput, match=said):
         Encoder.load(name)
+
+
+TOWER = """
+from torch import nn
+
+class Tower(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 8, 8)
+"""
+
+
+@pytest.mark.parametrize(
+    ("opening", "said"),
+    [
+        ("", r"its Tower has no classmethod open\(name\)"),
+        ("raise FileNotFoundError('my weights\\nare away')", r"Tower\.open\('x'\) failed \(FileNotFoundError: my weights are away\)"),
+        ("return {'width': 4}, {}", r"Tower\.open\('x'\) must return \(options, weights, image_processor\)"),
+        ("return 7, {}, None", r"Tower\.open\('x'\) must return \(options, weights, image_processor\)"),
+        ("return {'wide': 4}, {}, None", r"cannot be built with options \{'wide': 4\} \(TypeError"),
+        ("return {'width': 4}, {}, None", r"its weights do not fit its Tower \(RuntimeError"),
+        ("return {'width': 4}, None, None", r"its weights do not fit its Tower \(TypeError"),
+    ],
+)
+def test_what_is_wrong_with_a_tower_of_ones_own_is_one_line(
+    opening: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = f"\n    @classmethod\n    def open(cls, name):\n        {opening}\n" if opening else ""
+    (tmp_path / "odd_lab").mkdir()
+    (tmp_path / "odd_lab" / "tower.py").write_text(TOWER + method)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(BadInput, match=said) as error:
+            Encoder.load("odd_lab.tower:x")
+    finally:
+        for name in ("odd_lab", "odd_lab.tower"):
+            sys.modules.pop(name, None)
+    assert "\n" not in str(error.value)
 
 
 def test_asking_for_what_an_encoder_does_not_have() -> None:

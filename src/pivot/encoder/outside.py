@@ -13,7 +13,8 @@ folder that holds the tower is opened. Buffers must be in the state dict, since 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -23,6 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from pivot.encoder.hub import reason
 from pivot.files import hash_bytes
 from pivot.lookup import find
 from pivot.records import BadInput
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import BaseImageProcessor
 
 
+RETURNED = "(options, weights, image_processor)"
 _read: WeakKeyDictionary[type, str] = WeakKeyDictionary()  # by class, since a file may change after it was imported
 
 
@@ -87,16 +90,32 @@ def is_dotted(name: str) -> bool:
     return bool(colon) and "." in module and all(part.isidentifier() for part in module.split("."))
 
 
+@contextmanager
+def _blamed(name: str, what: str) -> Iterator[None]:
+    """Whatever the user's code raises, as one line that says where. The traceback stays behind it as the cause."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as failed:
+        raise BadInput(f"encoder {name}: {what} ({reason(failed, 200)}); correct it in its file") from failed
+
+
 def load(name: str, dtype: str) -> tuple[PreTrainedConfig, PreTrainedModel, BaseImageProcessor]:
     """Config, model in eval mode and image processor of `package.module:NAME`."""
     module, _, rest = name.partition(":")
-    options, weights, processor = find("encoder", module).open(rest)
-    config = OutsideConfig(module, options)
-    model = Outside(config)
-    try:
+    tower = find("encoder", module)
+    if not hasattr(tower, "open"):
+        raise BadInput(f"encoder {name}: its Tower has no classmethod open(name); give it one that returns {RETURNED}")
+    with _blamed(name, f"Tower.open('{rest}') failed"):
+        returned = tower.open(rest)
+    with _blamed(name, f"Tower.open('{rest}') must return {RETURNED}"):
+        options, weights, processor = returned
+        config = OutsideConfig(module, options)
+    with _blamed(name, f"its Tower cannot be built with options {config.options}"):
+        model = Outside(config)
+    with _blamed(name, "its weights do not fit its Tower"):
         model.tower.load_state_dict(weights)
-    except RuntimeError as failed:
-        raise BadInput(f"encoder {name}: its weights do not fit its Tower: {' '.join(str(failed).split())[:200]}") from None
     return config, model.to(getattr(torch, dtype)).eval(), processor
 
 
