@@ -116,3 +116,36 @@ def test_the_way_in_that_the_card_shows_gives_the_features(tmp_path: Path) -> No
     names: dict[str, Any] = {"FOLDER": str(tmp_path / "out"), "image": image}
     exec(code, names)
     assert (names["features"] - encoder.features([image]).tokens).abs().max() < 1e-6
+
+
+TOWER = """
+import torch
+from transformers import ViTImageProcessorPil
+
+
+class Tower(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Conv2d(3, 8, 8, 8)
+
+    def forward(self, pixels):
+        return [self.first(pixels)]
+
+    @classmethod
+    def open(cls, name):
+        return {}, cls().state_dict(), ViTImageProcessorPil(size={"height": 48, "width": 48})
+"""
+
+
+def test_code_that_a_tower_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "card_lab").mkdir()
+    (tmp_path / "card_lab" / "tower.py").write_text(TOWER)
+    monkeypatch.syspath_prepend(tmp_path)
+    for number, encoder in enumerate(
+        [Encoder.load("card_lab.tower:x"), Encoder.join([Encoder.tiny("clip"), Encoder.load("card_lab.tower:x")])]
+    ):
+        export(encoder, tmp_path / f"out-{number}")
+        shown = (tmp_path / f"out-{number}" / "README.md").read_text(encoding="utf-8")
+        assert "left behind in `card_lab.tower`; the folder opens only where that module" in shown
+    export(Encoder.tiny("pivot_tower"), tmp_path / "plain")
+    assert "opens only where" not in (tmp_path / "plain" / "README.md").read_text(encoding="utf-8")

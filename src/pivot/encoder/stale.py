@@ -39,8 +39,12 @@ def _unread(member: Member) -> list[str]:
     model, tap = member.model, member.tap
     row = towers.family(model.config)
     if row.traced:  # its insides have no names that are known
+        code = getattr(model.config, "module", None)  # of a tower of the user's own
+        found = [f"its code: left behind in `{code}`; the folder opens only where that module can be imported"] if code else []
         idle = sum(parameter.numel() for parameter in reading.untouched(model, member.pixels, tap).values())
-        return [f"{idle} of {model.num_parameters()} parameters: the tap does not depend on them; they are as before training"] * bool(idle)
+        if idle:
+            found.append(f"{idle} of {model.num_parameters()} parameters: the tap does not depend on them; they are as before training")
+        return found
     layers, below, unread = towers.num_blocks(model.config), towers.depth(model.config, tap), towers.above(model, tap)
     found = []
     if below < layers:
