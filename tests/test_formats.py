@@ -435,7 +435,8 @@ def test_what_no_family_computes_comes_in_as_a_pivot_tower(architecture: str, op
         again = Encoder.load(tmp_path / library / "out")
         assert parity.holds and parity.layout == library and home(again) == "timm"
         assert torch.equal(again.features(IMAGES).tokens, inside) and again.fingerprint() == encoder.fingerprint()
-        assert all(line.startswith(("classification head", "preprocessing")) for line in parity.stale)
+        own = [line for line in parity.stale if "the tap does not depend on them" not in line]
+        assert len(own) >= len(parity.stale) - 1 and all(line.startswith(("classification head", "preprocessing")) for line in own)
     alone = timm.create_model(f"local-dir:{tmp_path / 'timm' / 'out'}", pretrained=True).eval()
     with torch.no_grad():
         found = eval(export(again, tmp_path / "last", IMAGES).read, {"model": alone, "pixels": pixels})
