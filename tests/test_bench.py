@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -282,7 +283,9 @@ def test_whatever_decides_replies_is_in_a_models_identity(mllm: MLLM, items: lis
     seen.append(identity(mllm))
     next(mllm.model.parameters()).data.add_(1)
     seen.append(identity(mllm))
-    assert len(set(seen)) == 6
+    with mock.patch.object(MLLM, "code", ["of a tower of the user's own"]):
+        seen.append(identity(mllm))
+    assert len(set(seen)) == 7
 
 
 def test_bad_data_is_named(items: list[Example], tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def identity(mllm: MLLM) -> str:
     tokenizer = json.loads(backend.to_str()) if backend else processor.tokenizer.get_vocab()
     kept = {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")}  # left behind by earlier calls
     seeing = {key: str(value) for key, value in processor.to_dict().items()}
-    return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST])
+    return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST, *mllm.code])
 
 
 def run(

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from pivot.data.collate import LabelMask, Row, encode
-from pivot.encoder import Encoder, names, towers
+from pivot.encoder import Encoder, names, outside, towers
 from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json
 from pivot.model import detached, small
@@ -190,6 +190,11 @@ class MLLM:
     def detach(self) -> Encoder:
         """The tower as an encoder with its tap, an image processor and its projector. It shares their weights with this model."""
         return detached.take_out(self.model, self.processor, self.tap)
+
+    @property
+    def code(self) -> list[str]:
+        """Hashes of the files that towers of the user's own in it are written in; empty without such."""
+        return outside.code(self.model)
 
     @property
     def dequantised(self) -> str | None:

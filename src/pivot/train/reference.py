@@ -27,7 +27,6 @@ from torch import Tensor
 
 from pivot.data.collate import Row, collate
 from pivot.encoder.features import cache_folder, fingerprint
-from pivot.encoder.outside import code
 from pivot.files import hash_bytes, hash_json, whole_file
 from pivot.model import MLLM
 from pivot.model.flops import row_flops
@@ -45,7 +44,7 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
     config, processor = mllm.model.config, mllm.processor
     return {
         "weights": mllm.hashes(),
-        "code": code(mllm.model),
+        "code": mllm.code,
         "config": {key: str(value) for key, value in _lasting(config.to_dict()).items()},
         "tokenizer": _tokenizer(processor.tokenizer),
         "images": {key: str(value) for key, value in processor.image_processor.to_dict().items()},
