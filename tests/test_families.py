@@ -259,7 +259,8 @@ def test_a_changed_part_is_refused_by_name(name: str, weight: str, part: str, tm
 # ---- out and back
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)  # test_matrix.py has the like in every run of the tests
 def test_trained_taken_out_and_put_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five updates move the tower; its folder opens with the features inside; a fresh MLLM takes it and says what the trained one did."""
     monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
@@ -361,6 +362,7 @@ def test_replies_are_greedy_ones_of_the_stock_model(name: str) -> None:
     assert reply(mllm, prompts, max_new=5, batch=3) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("backend", ["shared", "repeat"])
 def test_operations_are_those_that_torch_counts(name: str, backend: Any) -> None:

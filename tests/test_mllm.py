@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,10 @@ def chat(picture: Image) -> Example:
     return Example("one", (picture,), "What is it?", (Response("A red ring."), Response("A blue square.", role="rejected")))
 
 
-@pytest.mark.parametrize("encoder", [row.name for row in towers.FAMILIES])
-@pytest.mark.parametrize("llm", [LANGUAGES[0].model_type, LANGUAGES[2].model_type])
+@pytest.mark.parametrize(
+    ("encoder", "llm"),
+    list(zip([row.name for row in towers.FAMILIES], cycle([LANGUAGES[0].model_type, LANGUAGES[2].model_type]), strict=False)),
+)
 def test_opens_with_plain_transformers(encoder: str, llm: str, tmp_path: Path, picture: Callable[..., Image]) -> None:
     mllm = MLLM.tiny(encoder, llm)
     mllm.save(tmp_path)

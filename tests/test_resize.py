@@ -107,7 +107,10 @@ def test_sizes_that_make_no_sense(pixels: int | tuple[int, ...]) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "convnext", "qwen2_5_vl_vision", "pivot_tower"])
+REST = [name for name in (*FAMILIES, "convnext", "qwen2_5_vl_vision") if name not in ("clip", "dinov3_vit")]
+
+
+@pytest.mark.parametrize("name", ["clip", "dinov3_vit", "pivot_tower", *(pytest.param(name, marks=pytest.mark.slow) for name in REST)])
 def test_an_mllm_counts_the_tokens_of_its_encoder(name: str, tmp_path: Path) -> None:
     pixels = 92
     tokenizer = MLLM.tiny().processor.tokenizer

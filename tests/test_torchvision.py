@@ -12,6 +12,7 @@ from pivot.encoder.torchvision import mend
 from pivot.model import MLLM
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("torchvision") is None, reason="torchvision is not installed")
 def test_torchvision_imports_once_pivots_encoders_have() -> None:
     code = "from pivot.encoder import torchvision as shim; import torchvision; print(torchvision.__version__)"
