@@ -262,18 +262,19 @@ def test_what_open_clip_cannot_say_of_pixels_is_said(tmp_path: Path) -> None:
 
 # ---- masked autoencoders
 
+MAE = {
+    "image_size": 48,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
+
 
 def test_a_masked_autoencoder_as_it_lies_on_the_hub_opens_as_well(tmp_path: Path) -> None:
     """Old checkpoints have other names inside their blocks."""
-    sizes = {
-        "image_size": 48,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    }
-    model = ViTMAEForPreTraining(ViTMAEConfig(**sizes, decoder_num_hidden_layers=1, mask_ratio=0.0)).eval()
+    model = ViTMAEForPreTraining(ViTMAEConfig(**MAE, decoder_num_hidden_layers=1, mask_ratio=0.0)).eval()
     shake(model)
     model.save_pretrained(tmp_path)
     Encoder.tiny("vit").processor.save_pretrained(tmp_path)
@@ -299,16 +300,8 @@ def test_a_masked_autoencoder_as_it_lies_on_the_hub_opens_as_well(tmp_path: Path
 
 @pytest.mark.parametrize("head", [ViTMAEForPreTraining, ViTMAEModel])
 def test_a_masked_autoencoder_opens_as_a_plain_vit(head: type, tmp_path: Path) -> None:
-    sizes = {
-        "image_size": 48,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 2,
-    }
     decoder = {"decoder_hidden_size": 16, "decoder_intermediate_size": 32, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-    model = head(ViTMAEConfig(**sizes, **decoder, mask_ratio=0.0)).eval()
+    model = head(ViTMAEConfig(**MAE, **decoder, mask_ratio=0.0)).eval()
     shake(model)
     model.save_pretrained(tmp_path)
     Encoder.tiny("vit").processor.save_pretrained(tmp_path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import constants, hf_hub_download, model_info, try_to_load_from_cache
@@ -82,6 +84,18 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         if isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     return {str(key).removeprefix("module."): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+
+
+def library(name: str) -> Any:
+    """A library of the extra `encoders`. One that is not there, or cannot be imported, is a `BadInput`."""
+    try:
+        return import_module(name)
+    except ImportError as missing:
+        if missing.name != name:
+            raise BadInput(
+                f"{name} cannot be imported: {reason(missing)}; install it again: pip install 'pivot-vision[encoders]'"
+            ) from None
+        raise BadInput(f"{name} is not installed; pip install 'pivot-vision[encoders]'") from None
 
 
 def reason(error: BaseException, length: int = 300) -> str:

@@ -58,6 +58,17 @@ _SMALL_CNN = {"num_stages": 2, "hidden_sizes": [16, 32], "depths": [1, 2]}
 _SMALL_TIMM = {"architecture": "test_convnext", "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 16, 16, 32], "output_stride": 8}}
 
 # What stock LLaVA holds as it is.
+_DINOV2 = Family(
+    "dinov2",
+    "dinov2",
+    prefix=1,
+    strategy="default",
+    norm="layernorm",
+    processor="BitImageProcessor",
+    idle=("embeddings.mask_token",),
+    any_size=True,
+    tiny={"mlp_ratio": 2},
+)
 FAMILIES = (
     Family(
         "siglip",  # and SigLIP2 of a fixed resolution, which is the same model type
@@ -93,29 +104,9 @@ FAMILIES = (
         tiny={"intermediate_size": 64},
     ),
     Family("ijepa", "ijepa", prefix=0, strategy="full", norm="layernorm", processor="ViTImageProcessor", tiny={"intermediate_size": 64}),
-    Family(
-        "dinov2",
-        "dinov2",
-        prefix=1,
-        strategy="default",
-        norm="layernorm",
-        processor="BitImageProcessor",
-        idle=("embeddings.mask_token",),
-        any_size=True,
-        tiny={"mlp_ratio": 2},
-    ),
+    _DINOV2,
     # Stock LLaVA deletes the class token alone: registers go on to its LLM, and are in the tap's prefix.
-    Family(
-        "dinov2_with_registers",
-        "dinov2_with_registers",
-        prefix=1,
-        strategy="default",
-        norm="layernorm",
-        processor="BitImageProcessor",
-        idle=("embeddings.mask_token",),
-        any_size=True,
-        tiny={"mlp_ratio": 2, "num_register_tokens": 3},
-    ),
+    replace(_DINOV2, name="dinov2_with_registers", model_type="dinov2_with_registers", tiny={"mlp_ratio": 2, "num_register_tokens": 3}),
     Family(
         "dinov3_vit",
         "dinov3_vit",

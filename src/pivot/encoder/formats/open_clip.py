@@ -28,7 +28,7 @@ from pivot.encoder.formats.preprocess import Preprocess
 from pivot.encoder.formats.timm_vit import named_activation, plain
 from pivot.encoder.formats.vit import Unfit, ViT
 from pivot.encoder.geometry import output_size
-from pivot.encoder.hub import fetch, read_tensors, reason
+from pivot.encoder.hub import fetch, library, read_tensors, reason
 from pivot.files import read_json, write_json
 from pivot.records import BadInput, Tap
 
@@ -41,15 +41,6 @@ LIBRARY = "open_clip"
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.bin")
-
-
-def library() -> Any:
-    """open_clip, if it is installed."""
-    try:
-        import open_clip
-    except ImportError:
-        raise BadInput("open_clip is not installed; pip install 'pivot-vision[encoders]'") from None
-    return open_clip
 
 
 # ---- in
@@ -90,7 +81,7 @@ def described(name: str) -> Parts:
 
 def _published(where: str) -> Mapping[str, Any]:
     """open_clip's facts of MODEL/TAG; a wrong name gets the nearest."""
-    open_clip, said = library(), f"open_clip:{where}"
+    open_clip, said = library("open_clip"), f"open_clip:{where}"
     name, _, tag = where.rpartition("/")
     if name not in open_clip.list_models():
         asked = name or tag
@@ -153,7 +144,7 @@ def _silent() -> Iterator[None]:
 
 def _create(name: str, **options: Any) -> Any:
     with torch.random.fork_rng(devices=[]), _silent():
-        return library().create_model(name, weights_only=True, pretrained_text=False, **options).eval()
+        return library("open_clip").create_model(name, weights_only=True, pretrained_text=False, **options).eval()
 
 
 def _adopt(model: Any, preprocess: Mapping[str, Any], dtype: str, source: Mapping[str, Any], said: str) -> Parts:
@@ -223,7 +214,7 @@ def refusal(family: str) -> str | None:
 
 def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> list[str]:
     """Write an encoder; returns what this layout cannot say about it."""
-    library()
+    library("open_clip")
     found = vits.of(model, output_size(processor))
     family = towers.family(model.config).name
     tower = through_timm(found, family) if family in THROUGH_TIMM else built_in(found)
@@ -257,7 +248,7 @@ def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -
 def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
     """Images as open_clip's own evaluation transform for the folder gives them: (B, 3, H, W)."""
     with _silent():
-        _, _, transform = library().create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
+        _, _, transform = library("open_clip").create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
     return torch.stack([transform(image) for image in images])
 
 
@@ -280,4 +271,4 @@ def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tens
 
 def version() -> str:
     """What opened the folder."""
-    return f"open_clip {library().__version__}"
+    return f"open_clip {library('open_clip').__version__}"

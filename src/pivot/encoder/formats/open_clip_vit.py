@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pivot.encoder.formats import timm as timms
 from pivot.encoder.formats import timm_vit
 from pivot.encoder.formats import vit as vits
 from pivot.encoder.formats.vit import Unfit, ViT
+from pivot.encoder.hub import library
 from pivot.records import BadInput
 
 NAMES = {
@@ -69,7 +69,7 @@ def built_in(found: ViT) -> dict[str, Any]:
 
 def through_timm(found: ViT, family: str) -> dict[str, Any]:
     """A tower of timm by its name, for open_clip passes no arguments to it: one of just this shape, or none."""
-    timm = timms.library()
+    timm = library("timm")
     wanted = {key: tensor.shape for key, tensor in _registered(found).items()}
     pool = "token" if found.has("class") else "avg"
     for name in timm.list_models(THROUGH_TIMM[family]):

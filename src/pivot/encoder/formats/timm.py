@@ -18,7 +18,7 @@ from pivot.encoder.formats.preprocess import Preprocess
 from pivot.encoder.formats.timm_vit import LEFT_OUT, architecture_of, image_size, keyed, plain
 from pivot.encoder.formats.vit import Unfit, ViT
 from pivot.encoder.geometry import output_size
-from pivot.encoder.hub import fetch, read_tensors, reason
+from pivot.encoder.hub import fetch, library, read_tensors, reason
 from pivot.files import read_json, write_json
 from pivot.records import BadInput, Tap
 
@@ -31,15 +31,6 @@ LIBRARY = "timm"
 WEIGHTS_FILE = "model.safetensors"
 FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 WRAPPED = "timm_wrapper"  # the family of what has no counterpart in transformers
-
-
-def library() -> Any:
-    """timm, if it is installed."""
-    try:
-        import timm
-    except ImportError:
-        raise BadInput("timm is not installed; pip install 'pivot-vision[encoders]'") from None
-    return timm
 
 
 # ---- in
@@ -87,13 +78,13 @@ def described(name: str) -> Parts:
         return opened(name, "float32")
     _published(name)
     with torch.device("meta"):
-        model = library().create_model(name, pretrained=False).eval()
+        model = library("timm").create_model(name, pretrained=False).eval()
     return adopt(model, "float32", {"library": "timm", "name": name, **_facts(model)})
 
 
 def _published(name: str) -> Any:
     """timm's facts of a model with weights; a wrong name gets the nearest."""
-    timm, said = library(), f"timm:{name}"
+    timm, said = library("timm"), f"timm:{name}"
     if not timm.is_model(name.partition(".")[0]):
         close = get_close_matches(name, [*timm.list_models(pretrained=True), *timm.list_models()], n=3)
         raise BadInput(f"{said}: timm has no such model; nearest: {', '.join(close) or 'see timm.list_models()'}")
@@ -110,7 +101,7 @@ def _published(name: str) -> Any:
 
 def _from_file(name: str, file: str, said: str) -> nn.Module:
     """An architecture of timm's with the weights of a training script's file, such as MoCo v3's. The tag says how to prepare pictures."""
-    timm = library()
+    timm = library("timm")
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture) or name not in timm.list_models(f"{architecture}.*", pretrained=True):
         near = get_close_matches(name, timm.list_models(pretrained=True), n=3)
@@ -143,7 +134,7 @@ def from_url(url: str, said: str) -> Path:
 
 def _build(name: str, weights: Mapping[str, torch.Tensor], said: str, **options: Any) -> nn.Module:
     """A timm model with weights that we have read, so that timm opens no file but its config."""
-    timm = library()
+    timm = library("timm")
     overlay = {"source": "", "file": None, "custom_load": False, "state_dict": dict(weights)}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -248,7 +239,7 @@ def refusal(family: str) -> str | None:
 
 def write(model: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> list[str]:
     """Write an encoder; returns what this layout cannot say about it."""
-    library()
+    library("timm")
     config, preprocess, lost = model.config, Preprocess.of(processor), list[str]()
     if config.model_type == WRAPPED:
         facts, state = _of_wrapped(model, preprocess)
@@ -305,7 +296,7 @@ def dropped(model: PreTrainedModel) -> list[str]:
 
 def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
     """Images as timm's own evaluation transform for the folder gives them: (B, 3, H, W)."""
-    timm = library()
+    timm = library("timm")
     model = timm.create_model(f"local-dir:{folder}", pretrained=False)
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     return torch.stack([transform(image) for image in images])
@@ -313,7 +304,7 @@ def pixels(folder: Path, images: Sequence[Image.Image]) -> torch.Tensor:
 
 def read(folder: Path, pixel_values: torch.Tensor, tap: Tap) -> tuple[torch.Tensor, str]:
     """Tokens at a tap (B, P, D) through timm alone, and how they are read."""
-    model = library().create_model(f"local-dir:{folder}", pretrained=True).to(pixel_values.device, pixel_values.dtype).eval()
+    model = library("timm").create_model(f"local-dir:{folder}", pretrained=True).to(pixel_values.device, pixel_values.dtype).eval()
     if not _is_wrapped(read_json(folder / "config.json")["pivot"]):
         return tokens(model, pixel_values, tap, "model")
     at = tap.layer - 1 if tap.layer > 0 else tap.layer
@@ -344,4 +335,4 @@ def tokens(model: Any, pixel_values: torch.Tensor, tap: Tap, said: str) -> tuple
 
 def version() -> str:
     """What opened the folder."""
-    return f"timm {library().__version__}"
+    return f"timm {library('timm').__version__}"
