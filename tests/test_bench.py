@@ -20,7 +20,8 @@ from pivot.files import append_jsonl, read_jsonl, write_jsonl
 from pivot.lookup import find
 from pivot.model import MLLM
 from pivot.model.sample import reply
-from pivot.records import BadInput, Example, picture
+from pivot.pictures import picture
+from pivot.records import BadInput, Example
 from pivot.runfolder import RunFolder
 
 

@@ -45,7 +45,8 @@ from pivot.encoder.export import export
 from pivot.model import MLLM, score
 from pivot.model.languages import LANGUAGES, ROW_BY_ROW
 from pivot.model.template import BASE
-from pivot.records import CheckFailed, picture
+from pivot.pictures import picture
+from pivot.records import CheckFailed
 
 SIDE = 48
 SIZES: dict[str, Any] = {"image_size": SIDE, "patch_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}

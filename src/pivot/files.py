@@ -33,6 +33,13 @@ FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded", "
 # ---- whole files
 
 
+def cache_folder() -> Path:
+    """`$PIVOT_CACHE`, by default `pivot` in the user's cache folder."""
+    if chosen := os.environ.get("PIVOT_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pivot"
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether this error, or one that caused it, says that nothing more can be written."""
     while error is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    Picture = Image | Path | str | bytes
+    Picture: TypeAlias = "Image | Path | str | bytes | Held"
 
 Turn = Mapping[str, str]  # {"role": "user" | "assistant" | "system", "content": text}
 Role = Literal["chosen", "rejected", "sampled"]
@@ -25,6 +24,13 @@ class BadInput(ValueError):
 
 class CheckFailed(RuntimeError):
     """A check of pivot's own work failed: a part did not train, features differ, a loss is not finite. One line; the CLI exits 1."""
+
+
+class Held(Protocol):
+    """A picture that lies inside a larger file. Its text says where, for messages."""
+
+    def read(self) -> bytes:
+        """The bytes of the picture's own file."""
 
 
 @dataclass(frozen=True)
@@ -105,19 +111,3 @@ class Measurement:
     fingerprint: str = ""
     items: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-
-def picture(source: Picture) -> Image:
-    """Decode one picture to RGB. A broken file is a `BadInput` that names it."""
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(source, Image.Image):
-        return source.convert("RGB")
-    where = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError:
-        raise BadInput(f"image not found: {where}; check the path or the data's image root") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as broken:
-        raise BadInput(f"image cannot be read: {where} ({broken}); replace it or drop the row") from None

@@ -16,9 +16,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pivot.data.pictures import fingerprint as looks
 from pivot.files import append_jsonl, hash_json, read_json, read_jsonl, to_json, write_bytes, write_jsonl
-from pivot.records import BadInput, Example, Measurement, Turn, picture
+from pivot.pictures import fingerprint as looks
+from pivot.pictures import picture
+from pivot.records import BadInput, Example, Measurement, Turn
 from pivot.runfolder import RunFolder
 
 if TYPE_CHECKING:

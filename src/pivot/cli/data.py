@@ -49,7 +49,7 @@ def data_show(
     found = row(example)
     if image:
         from pivot.files import whole_file
-        from pivot.records import picture
+        from pivot.pictures import picture
 
         if not example.images:
             raise BadInput(f"example {example.id} of {source} has no picture; leave out --image, or give another --index")

@@ -16,7 +16,7 @@ def env(json: Json = False) -> None:
     import torch
 
     import pivot
-    from pivot.encoder.features import cache_folder
+    from pivot.files import cache_folder
 
     packages = ("torch", "transformers", "accelerate", "numpy", "scikit-learn", "safetensors", "pydantic")
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

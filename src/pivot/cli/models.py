@@ -23,7 +23,8 @@ def ask(
     """Ask an MLLM about a picture."""
     if not question.strip():
         raise BadInput("the question is empty; write one, such as 'what do you see?'")
-    from pivot.records import Example, picture
+    from pivot.pictures import picture
+    from pivot.records import Example
 
     seen = picture(image)
     from pivot.chain import steady

@@ -17,7 +17,8 @@ import torch
 
 from pivot.data.turns import IMAGE, formatting, heard, listed, opening, refuse_control, tokens
 from pivot.data.vision import Sight, sights
-from pivot.records import BadInput, Example, Turn, picture
+from pivot.pictures import picture
+from pivot.records import BadInput, Example, Turn
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pivot.files import to_json, whole_file
-from pivot.records import BadInput, Example, Truth, picture
+from pivot.pictures import picture
+from pivot.records import BadInput, Example, Truth
 
 if TYPE_CHECKING:
     from pivot.records import Picture

@@ -21,7 +21,8 @@ from pivot.encoder import projector as projectors
 from pivot.encoder.geometry import Geometry, output_size
 from pivot.encoder.tower import Member, PivotTower, join
 from pivot.files import hash_json, hash_tensors, read_json, whole_folder, write_json
-from pivot.records import BadInput, Tap, picture
+from pivot.pictures import picture
+from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedModel

@@ -18,7 +18,8 @@ from pivot.encoder.encoder import Encoder
 from pivot.encoder.parity import PARITY_FILE, Parity, tolerance
 from pivot.encoder.stale import stale
 from pivot.files import whole_folder, write_json, write_text
-from pivot.records import BadInput, picture
+from pivot.pictures import picture
+from pivot.records import BadInput
 
 if TYPE_CHECKING:
     from pivot.records import Picture

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 import transformers
 
-from pivot.data.pictures import fingerprint
 from pivot.encoder.encoder import At, Encoder, Features
-from pivot.files import disk, hash_json
+from pivot.files import cache_folder, disk, hash_json
+from pivot.pictures import fingerprint
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 Keep = Literal["pooled", "tokens", "regions"]
 VALUES_FILE = "values.npy"
 ABANDONED_SECONDS = 24 * 3600
-
-
-def cache_folder() -> Path:
-    """`$PIVOT_CACHE`, by default `pivot` in the user's cache folder."""
-    if chosen := os.environ.get("PIVOT_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pivot"
 
 
 def cached(

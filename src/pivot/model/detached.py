@@ -20,7 +20,8 @@ from pivot.encoder import Encoder, source
 from pivot.encoder.reading import in_raster_order
 from pivot.files import hash_tensors
 from pivot.model.families import Family, family
-from pivot.records import BadInput, Tap, picture
+from pivot.pictures import picture
+from pivot.records import BadInput, Tap
 
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin

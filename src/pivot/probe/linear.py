@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from pivot.data.pictures import fingerprint
 from pivot.files import hash_bytes, hash_json
+from pivot.pictures import fingerprint
 from pivot.records import BadInput, Example, Measurement
 
 if TYPE_CHECKING:  # recipes read the knobs below without torch: what computes imports where it does

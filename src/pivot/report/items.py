@@ -14,7 +14,8 @@ from typing import Any
 
 from PIL import Image
 
-from pivot.records import BadInput, picture
+from pivot.pictures import picture
+from pivot.records import BadInput
 from pivot.report.reading import Run
 
 Facts = dict[str, Any]

@@ -26,10 +26,10 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from pivot.data.collate import Row, collate
-from pivot.encoder.features import cache_folder, fingerprint
-from pivot.files import hash_bytes, hash_json, whole_file
+from pivot.files import cache_folder, hash_bytes, hash_json, whole_file
 from pivot.model import MLLM
 from pivot.model.flops import row_flops
+from pivot.pictures import fingerprint
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.train.feed import RowLogps
 from pivot.train.settings import Settings

@@ -10,10 +10,10 @@ import torch
 from accelerate import Accelerator
 
 from pivot.data.collate import Row
-from pivot.data.pictures import fingerprint as looks
 from pivot.files import hash_bytes, hash_json
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
+from pivot.pictures import fingerprint as looks
 from pivot.records import Example
 from pivot.train.checkpoint import Checkpoints
 from pivot.train.feed import Ahead, Data, Portion
