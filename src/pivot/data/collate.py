@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # llava_next: what LLaVA-NeXT's code supervises in fact: whole assistant turns with header and trailing newline, and every
 # newline, <|im_start|> and <|im_end|> of the prompt. Those of the trunk count in the log-probability of each of its branches.
 LabelMask = Literal["clean", "llava_next"]
+# chat: turns, in the processor's own template.
+# plain: pictures, then the response as it stands and a newline, all of which is supervised; nothing that a human says. LLaVA aligns so.
+Style = Literal["chat", "plain"]
 
 
 @dataclass
@@ -161,21 +164,46 @@ def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], 
     return span
 
 
+def _asked(example: Example, prompt: Sequence[Mapping[str, Any]], processor: ProcessorMixin, label_mask: LabelMask) -> Span:
+    """The prompt in the processor's template, one placeholder a picture."""
+    turns, header = heard(processor, [], prompt, f"row {example.id}")
+    span = Span()
+    span.add(opening(processor, turns), False)
+    _listen(span, turns, header, processor, label_mask)
+    return span
+
+
+# ---- the same in style plain
+
+
+def _pictures(example: Example, images: Sequence[Picture], processor: ProcessorMixin) -> Span:
+    """What opens any text, and one placeholder a picture."""
+    if not images:
+        raise BadInput(f"row {example.id}: template plain shows a picture and its caption, and this row has no picture; drop it")
+    span = Span()
+    span.add([*opening(processor, ""), *[formatting(processor).image] * len(images)], False)
+    return span
+
+
+def _caption(example: Example, number: int, processor: ProcessorMixin) -> Span:
+    """One response and the newline that ends it, tokenised in one piece as LLaVA does: Qwen has a single token for ".\\n"."""
+    where, text = f"row {example.id}, response {number}", example.responses[number].text
+    if not isinstance(text, str):
+        if len(text) != 1 or text[0]["role"] != "assistant":
+            raise BadInput(f"{where}: template plain takes one caption and no turns; drop the row, or use template chat")
+        text = text[0]["content"]
+    if not text.strip():
+        raise BadInput(f"{where}: it has no tokens; give it a text or drop the row")
+    span = Span()
+    span.add(tokens(processor, f"{text}\n", plain=True), True)
+    return span
+
+
 # ---- rows
 
 
-def _trunk(
-    example: Example,
-    prompt: Sequence[Mapping[str, Any]],
-    images: Sequence[Picture],
-    responses: tuple[int, ...],
-    processor: ProcessorMixin,
-    label_mask: LabelMask,
-) -> Trunk:
-    turns, header = heard(processor, [], prompt, f"row {example.id}")
-    bare = Span()
-    bare.add(opening(processor, turns), False)
-    _listen(bare, turns, header, processor, label_mask)
+def _trunk(example: Example, bare: Span, images: Sequence[Picture], responses: tuple[int, ...], processor: ProcessorMixin) -> Trunk:
+    """The trunk that `bare` becomes when each placeholder makes room for its picture."""
     try:
         seen = sights(processor, [picture(p) for p in images])
     except ValueError as broken:  # some image processors have limits of their own
@@ -195,23 +223,36 @@ def _trunk(
 
 
 def encode(
-    example: Example, processor: ProcessorMixin, label_mask: LabelMask = "clean", limit: int | None = None, context: int | None = None
+    example: Example,
+    processor: ProcessorMixin,
+    label_mask: LabelMask = "clean",
+    limit: int | None = None,
+    context: int | None = None,
+    template: Style = "chat",
 ) -> Row:
     """Tokenise one example and its responses, however many (none: a prompt to be answered).
 
-    `limit`, one's own, and `context`, what the LLM was made for, bound trunk + longest branch. Nothing is ever cut.
+    `limit`, one's own, and `context`, what the LLM was made for, bound trunk + longest branch. Nothing is ever cut. With template
+    `plain` the prompt is left out, and both label masks are the same.
     """
+    if template not in get_args(Style):
+        raise BadInput(f"no template '{template}'; known: {', '.join(get_args(Style))}")
     if label_mask not in get_args(LabelMask):
         raise BadInput(f"no label mask '{label_mask}'; known: {', '.join(get_args(LabelMask))}")
-    if label_mask == "llava_next" and formatting(processor).anywhere is None:
+    if template == "chat" and label_mask == "llava_next" and formatting(processor).anywhere is None:
         raise BadInput("label_mask llava_next is defined for ChatML templates; use clean")
     own = [(response.images, (n,)) for n, response in enumerate(example.responses) if response.images is not None]
     rest = tuple(n for n, response in enumerate(example.responses) if response.images is None)
     trunks, branches = [], {}
     for images, responses in [(example.images, rest), *own] if rest or not own else own:
-        prompt = listed(example, len(images), processor)
-        trunks.append(_trunk(example, prompt, images, responses, processor, label_mask))
-        branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
+        if template == "plain":
+            bare = _pictures(example, images, processor)
+            branches.update({n: _caption(example, n, processor) for n in responses})
+        else:
+            prompt = listed(example, len(images), processor)
+            bare = _asked(example, prompt, processor, label_mask)
+            branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
+        trunks.append(_trunk(example, bare, images, responses, processor))
     row = Row(example.id, tuple(trunks), tuple(branches[n] for n in sorted(branches)))
     for bound, what in ((limit, "the limit is"), (context, "the LLM's context holds")):
         if bound is not None and row.length > bound:

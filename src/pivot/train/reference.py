@@ -31,7 +31,7 @@ from pivot.model import MLLM
 from pivot.model.flops import row_flops
 from pivot.pictures import fingerprint
 from pivot.records import BadInput, CheckFailed, Example, Response
-from pivot.train.feed import RowLogps
+from pivot.train.feed import RowLogps, read
 from pivot.train.settings import Settings
 from pivot.train.state import Setup
 
@@ -49,7 +49,7 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
         "tokenizer": _tokenizer(processor.tokenizer),
         "images": {key: str(value) for key, value in processor.image_processor.to_dict().items()},
         "placeholders": {key: str(value) for key, value in processor.to_dict().items() if isinstance(value, str | int | float)},
-        "template": processor.chat_template,
+        "template": processor.chat_template if settings.template == "chat" else settings.template,
         "tap": asdict(mllm.tap),
         "label_mask": settings.label_mask,
         "limit": settings.limit,
@@ -176,7 +176,7 @@ def compute(setup: Setup, examples: Sequence[Example], told: Mapping[str, Any]) 
     folder = cache_folder() / "reference" / same[:16]
 
     def prepare(start: int) -> Waiting:
-        chunk = [examples[n] for n in range(start, min(start + ENTRY, len(examples)))]  # empty past the end
+        chunk = [read(examples, n) for n in range(start, min(start + ENTRY, len(examples)))]  # empty past the end
         file = folder / f"{hash_json([same, [row_key(example) for example in chunk]])}.safetensors"
         found = Entry.read(file)
         return Waiting(file, found, [] if found else [setup.encode(example) for example in chunk])
@@ -185,7 +185,7 @@ def compute(setup: Setup, examples: Sequence[Example], told: Mapping[str, Any]) 
     seconds, flops, cached = 0.0, 0.0, True
     filler = setup.encode(examples[0])
     rounds = range(crew.process_index * ENTRY, _rounded(len(examples), crew.num_processes), crew.num_processes * ENTRY)
-    for waiting in setup.ahead.map(prepare, rounds):
+    for waiting in setup.ahead.map(prepare, rounds, ahead=2):
         entry = _score(setup, waiting.rows, filler)
         if waiting.rows:
             entry.write(waiting.file)

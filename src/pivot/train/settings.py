@@ -23,6 +23,7 @@ class Settings(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; weights are trained in fp32")
     checkpointing: bool = Field(default=False, description="compute activations again on the way back: less memory, more time")
     backend: Literal["shared", "repeat"] = "shared"
+    template: Literal["chat", "plain"] = Field(default="chat", description="plain: a picture and its caption, without chat markup")
     label_mask: Literal["clean", "llava_next"] = "clean"
     limit: int | None = Field(default=None, ge=1, description="tokens that a row may have; a longer one is an error, nothing is cut")
     eval_every: int = Field(default=0, ge=0, description="updates between validations; 0 = before the first and after the last alone")

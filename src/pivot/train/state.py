@@ -61,7 +61,7 @@ class Setup:
 
     def encode(self, example: Example) -> Row:
         """One example as the scorer reads it, with a hash of what it asks: the same for every arm, whichever responses it takes."""
-        row = self.mllm.encode(example, self.settings.label_mask, self.settings.limit)
+        row = self.mllm.encode(example, self.settings.label_mask, self.settings.limit, self.settings.template)
         return replace(row, asks=hash_json([example.prompt, looks(example.images)]))
 
     def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
