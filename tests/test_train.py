@@ -23,7 +23,7 @@ from pivot.model import MLLM, score
 from pivot.model.sample import reply
 from pivot.records import BadInput, Example, Response
 from pivot.train import Rates, Settings, loop, order
-from pivot.train.feed import Data, count
+from pivot.train.feed import Ahead, Data, count
 
 ROW = Row("", (Trunk(Span([1], [False]), (), (), (0,)),), (Span([2], [True]),))
 
@@ -73,7 +73,11 @@ def test_processes_run_equally_many_forward_passes_and_each_row_once(pairs: list
     def encoded(example: Example) -> Any:
         return replace(ROW, id=example.id)
 
-    portions = [data.portion(rows, encoded, micro, process, processes) for process in range(processes)]
+    settings = Settings(batch=batch, micro=micro)
+    portions = [
+        portion for process in range(processes) for portion in data.portions([rows], encoded, Ahead(0), settings, process, processes)
+    ]
+    assert len(portions) == processes
     assert len({len(portion.micros) for portion in portions}) == 1
     real = [row.id for portion in portions for piece in portion.micros if not piece.filler for row in piece.rows]
     assert sorted(real) == sorted(pairs[n].id for n in rows)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 IMAGE = "<image>"  # where data puts a picture into text, whatever the model's own placeholder is
-
+TOKENIZING = Lock()  # one thread at a time: a tokenizer keeps what a call asks for, and a fast one refuses settings while it works
 
 MARK = "b"  # stands for an assistant's text where a template is tried out
 
@@ -115,12 +116,15 @@ def opening(processor: ProcessorMixin, text: str) -> list[int]:
 
 def _opens(tokenizer: Any) -> tuple[int, ...]:
     first = tokenizer.bos_token_id
-    return (first,) if first is not None and tokenizer("").input_ids[:1] == [first] else ()
+    with TOKENIZING:
+        opened = tokenizer("").input_ids[:1]
+    return (first,) if first is not None and opened == [first] else ()
 
 
 def tokens(processor: ProcessorMixin, text: str, plain: bool = False, after: str = "") -> list[int]:
     """Token ids. `plain`: control tokens in the text are spelt out as the text they are. `after`: what the text follows."""
-    ids = processor.tokenizer(after + text, add_special_tokens=False, split_special_tokens=plain).input_ids
+    with TOKENIZING:
+        ids = processor.tokenizer(after + text, add_special_tokens=False, split_special_tokens=plain).input_ids
     if not after:
         return ids
     before = tokens(processor, after, plain)

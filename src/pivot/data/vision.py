@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+
+from pivot.data.turns import TOKENIZING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,16 +32,16 @@ _counted: WeakKeyDictionary[Any, dict[tuple[bool, tuple[int, int]], int]] = Weak
 def sights(processor: ProcessorMixin, pictures: Sequence[Image]) -> tuple[Sight, ...]:
     """The pictures of one row: a model may see a picture among others more coarsely than one alone.
 
-    The processor counts the tokens where it has not yet seen pictures of these sizes; after that its image processor is enough.
+    The processor counts the tokens where it has not yet seen pictures of these sizes; elsewhere its image processor is enough.
     """
+    if not pictures:
+        return ()
     known, alone = _counted.setdefault(processor, {}), len(pictures) == 1
     sizes = [(alone, picture.size) for picture in pictures]
-    if pictures and not all(size in known for size in sizes):
-        inputs, counts = _counting(processor, pictures)
-        known.update(zip(sizes, counts, strict=True))
-    else:
-        inputs = inputs_of(processor, pictures)
-    return tuple(Sight(one, known[size]) for one, size in zip(inputs, sizes, strict=True))
+    found = processor.image_processor(images=[list(pictures)], return_tensors="pt")
+    if not all(size in known for size in sizes):
+        known.update(zip(sizes, _counts(processor, pictures, found), strict=True))
+    return tuple(Sight(one, known[size]) for one, size in zip(_apart(found, len(pictures)), sizes, strict=True))
 
 
 def inputs_of(processor: ProcessorMixin, pictures: Sequence[Image]) -> list[dict[str, torch.Tensor]]:
@@ -48,15 +51,29 @@ def inputs_of(processor: ProcessorMixin, pictures: Sequence[Image]) -> list[dict
     return _apart(processor.image_processor(images=[list(pictures)], return_tensors="pt"), len(pictures))
 
 
-def _counting(processor: ProcessorMixin, pictures: Sequence[Image]) -> tuple[list[dict[str, torch.Tensor]], list[int]]:
-    """The same by the whole processor, which also puts in as many placeholders as each picture needs."""
+class _Made:
+    """Stands for an image processor whose work is done: threads make pictures side by side, and count one at a time."""
+
+    def __init__(self, maker: Any, found: Mapping[str, torch.Tensor]) -> None:
+        self._maker, self._found = maker, found
+
+    def __call__(self, *_: Any, **__: Any) -> Mapping[str, torch.Tensor]:
+        return self._found
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._maker, name)
+
+
+def _counts(processor: ProcessorMixin, pictures: Sequence[Image], found: Mapping[str, torch.Tensor]) -> list[int]:
+    """How many placeholders the whole processor puts in for each picture."""
     between = "a"  # keeps the runs of placeholders apart; white space may belong to a placeholder
     text = between.join([processor.image_token] * len(pictures))  # type: ignore[attr-defined]
-    found = processor(text=text, images=[list(pictures)], return_tensors="pt")
+    counter = copy.copy(processor)
+    counter.image_processor = _Made(processor.image_processor, found)
+    with TOKENIZING:
+        ids = counter(text=text, images=[list(pictures)], return_tensors="pt")["input_ids"][0].tolist()
     placeholder = processor.image_token_id  # type: ignore[attr-defined]
-    runs = groupby(found["input_ids"][0].tolist(), lambda token: token == placeholder)
-    counts = [len(list(run)) for placeholders, run in runs if placeholders]
-    return _apart({name: found[name] for name in processor.image_processor.model_input_names if name in found}, len(pictures)), counts
+    return [len(list(run)) for placeholders, run in groupby(ids, lambda token: token == placeholder) if placeholders]
 
 
 def _apart(found: Mapping[str, torch.Tensor], pictures: int) -> list[dict[str, torch.Tensor]]:

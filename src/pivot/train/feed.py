@@ -1,4 +1,4 @@
-"""From row numbers to what goes through the scorer: rows encoded ahead in the background, cut to micro-batches."""
+"""From row numbers to what goes through the scorer: rows made ahead by threads, gathered to batches, cut to micro-batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import tee
+from threading import Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,11 +17,14 @@ from pivot.data.collate import Row, collate
 from pivot.objective._contract import Counts
 from pivot.records import Example
 from pivot.train.order import cut, pieces, share
+from pivot.train.settings import Settings
 
-AHEAD = 2  # batches that wait, encoded, beside the one in work
+AHEAD = 32  # rows at least that are made before they are asked for, or a batch of them: of 384 px in fp32 a row takes 1.7 MB
 In = TypeVar("In")
 Out = TypeVar("Out")
 RowLogps = Sequence[np.ndarray]  # per response: (s,) log-probabilities of its supervised tokens
+Made = tuple[Row, RowLogps | None]  # a row, and its reference if there is one
+_reading = Lock()  # readers of data need not be safe for threads; what takes time, decoding pictures, comes after them
 
 
 @dataclass(frozen=True)
@@ -53,14 +58,34 @@ class Data:
     examples: Sequence[Example]
     reference: Callable[[int], RowLogps] | None = None  # of a row number
 
-    def portion(self, batch: Sequence[int], encode: Callable[[Example], Row], micro: int, process: int, processes: int) -> Portion:
-        """The share of one process in a batch of row numbers."""
-        own = share(batch, process, processes)
-        rows = [encode(self.examples[number]) for number in own]
-        reference = None if self.reference is None else [self.reference(number) for number in own]
-        number = pieces(len(batch), micro, processes)
-        filler = rows[0] if rows else encode(self.examples[batch[0]])
-        return Portion(rows, micros(rows, reference, number, filler))
+    def portions(
+        self,
+        batches: Iterable[Sequence[int]],
+        encode: Callable[[Example], Row],
+        ahead: Ahead,
+        settings: Settings,
+        process: int,
+        processes: int,
+    ) -> Iterator[Portion]:
+        """The share of one process in each batch of row numbers."""
+
+        def make(number: int) -> Made:
+            return encode(read(self.examples, number)), None if self.reference is None else self.reference(number)
+
+        plan, again = tee((batch, share(batch, process, processes)) for batch in batches)
+        # A process without a share makes a row all the same, to keep step with the others.
+        made = ahead.map(make, (number for batch, own in plan for number in own or batch[:1]), max(AHEAD, settings.batch // processes))
+        for batch, own in again:
+            found = [next(made) for _ in own or batch[:1]]
+            rows = [row for row, _ in found[: len(own)]]
+            reference = None if self.reference is None else [logps for _, logps in found if logps is not None]
+            yield Portion(rows, micros(rows, reference, pieces(len(batch), settings.micro, processes), found[0][0]))
+
+
+def read(examples: Sequence[Example], number: int) -> Example:
+    """The example of that number, for whichever thread asks."""
+    with _reading:
+        return examples[number]
 
 
 def micros(rows: Sequence[Row], reference: Sequence[RowLogps] | None, number: int, filler: Row) -> list[Micro]:
@@ -86,21 +111,24 @@ def count(rows: Sequence[Row], k: int) -> Counts:
 
 
 class Ahead:
-    """Does work ahead in one background thread. It depends on nothing but its input, so this changes no result.
+    """Makes things ahead in threads, in order. What is made depends on nothing but its input, so this changes no result.
 
-    One thread, and all encoding in it: a tokenizer's settings are shared state.
+    Without workers each thing is made when it is asked for.
     """
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="encode")
+    def __init__(self, workers: int) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="ahead") if workers else None
 
-    def map(self, work: Callable[[In], Out], inputs: Iterable[In]) -> Iterator[Out]:
-        """`work` of each input, in order."""
+    def map(self, make: Callable[[In], Out], inputs: Iterable[In], ahead: int) -> Iterator[Out]:
+        """`make` of each input, in order, up to `ahead` of them before they are asked for. What one raises comes at its turn."""
+        if self._pool is None:
+            yield from map(make, inputs)
+            return
         waiting: deque[Future[Out]] = deque()
         try:
             for one in inputs:
-                waiting.append(self._pool.submit(work, one))
-                if len(waiting) > AHEAD:
+                waiting.append(self._pool.submit(make, one))
+                if len(waiting) > ahead:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -110,4 +138,5 @@ class Ahead:
 
     def close(self) -> None:
         """Wait for what is being worked on, drop the rest."""
-        self._pool.shutdown(cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

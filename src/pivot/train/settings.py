@@ -16,6 +16,7 @@ class Settings(BaseModel):
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1, description="examples per update, over all processes")
     micro: int = Field(default=8, ge=1, description="examples that one process runs at once; changes memory and speed alone")
+    workers: int = Field(default=2, ge=0, description="threads that make rows ahead; 0 = each is made when it is asked for")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the updates")
     weight_decay: float = Field(default=0.0, ge=0, description="of weight matrices; norms and biases are left alone")

@@ -28,7 +28,7 @@ from pivot.train.settings import Settings
 from pivot.train.state import Setup, Spent, State
 from pivot.train.watch import Watch
 
-FREE = ("micro", "report_to", "save_every")  # settings that a resumed run may change
+FREE = ("micro", "report_to", "save_every", "workers")  # settings that a resumed run may change
 
 
 def build(
@@ -63,7 +63,7 @@ def build(
         data=Data(objective.source(examples)),
         heldout=None if validation is None else Data(objective.source(validation)),
         checkpoints=Checkpoints(folder, crew),
-        ahead=Ahead(),
+        ahead=Ahead(settings.workers),
         begun={
             "model": {key: hash_json(value) for key, value in told.items() if key not in ("device", "versions")},
             "launch": "sharded" if crew.distributed_type == DistributedType.FSDP else "whole",

@@ -65,13 +65,9 @@ class Setup:
         return replace(row, asks=hash_json([example.prompt, looks(example.images)]))
 
     def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
-        """What this process takes of each batch, encoded ahead."""
+        """What this process takes of each batch, made ahead."""
         crew = self.accelerator
-
-        def take(batch: Sequence[int]) -> Portion:
-            return data.portion(batch, self.encode, self.settings.micro, crew.process_index, crew.num_processes)
-
-        return self.ahead.map(take, batches)
+        return data.portions(batches, self.encode, self.ahead, self.settings, crew.process_index, crew.num_processes)
 
 
 @dataclass

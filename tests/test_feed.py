@@ -1,0 +1,225 @@
+"""Rows made ahead by threads: the same rows in the same order, errors at their turn, and fast enough for 384 px."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture_of
+from PIL import Image
+from training import SFT, fresh, run, same, weights
+
+from pivot.data import turns, vision
+from pivot.data.collate import Row, Span, Trunk, encode
+from pivot.files import read_json
+from pivot.model import MLLM
+from pivot.records import BadInput, Example, Response
+from pivot.train import Settings, order
+from pivot.train.feed import AHEAD, Ahead, Data
+
+ROW = Row("", (Trunk(Span([1], [False]), (), (), (0,)),), (Span([2], [True]),))
+TEXTS = [Example(f"row-{n}", (), "Which?", (Response("This."),)) for n in range(60)]
+
+
+def dawdling(example: Example) -> Row:
+    """Later rows are often made sooner than earlier ones."""
+    time.sleep(int(example.id.removeprefix("row-")) * 7 % 5 / 2000)
+    return replace(ROW, id=example.id)
+
+
+def read_by(workers: int, **settings: Any) -> Iterator[list[str]]:
+    chosen = Settings(batch=8, micro=4, workers=workers, **settings)
+    with closing(Ahead(workers)) as ahead:
+        for portion in Data(TEXTS).portions(order.batches(len(TEXTS), 8, epochs=2), dawdling, ahead, chosen, 0, 1):
+            yield [row.id for row in portion.rows]
+
+
+def test_rows_come_in_one_order_however_many_threads_make_them() -> None:
+    wanted = [[f"row-{n}" for n in batch] for batch in order.batches(len(TEXTS), 8, epochs=2)]
+    assert [list(read_by(workers)) for workers in (0, 1, 4)] == [wanted] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_what_is_wrong_with_a_row_is_said_at_its_turn(workers: int) -> None:
+    def picky(number: int) -> int:
+        if number in (5, 6):
+            raise BadInput(f"row {number}: no picture")
+        time.sleep(0.01 if number < 5 else 0)
+        return number
+
+    with closing(Ahead(workers)) as ahead:
+        made = ahead.map(picky, range(9), ahead=8)
+        assert [next(made) for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(BadInput, match=r"^row 5: no picture$"):
+            next(made)
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(0, 3), (1, 3), (4, 10)])
+def test_so_many_are_made_ahead_and_no_more(workers: int, ahead: int) -> None:
+    made = list[int]()
+    with closing(Ahead(workers)) as threads:
+        taking = threads.map(made.append, range(100), ahead)
+        for taken in range(1, 6):
+            next(taking)
+            deadline = time.monotonic() + 5
+            wanted = taken + (ahead if workers else 0)
+            while len(made) < wanted and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(0.005)
+            assert len(made) == wanted
+
+
+def test_at_least_a_batch_is_made_ahead() -> None:
+    """Also of batches that are larger than what is made ahead of small ones."""
+    made, examples = list[str](), [replace(TEXTS[0], id=f"row-{n}") for n in range(6 * AHEAD)]
+
+    def noting(example: Example) -> Row:
+        made.append(example.id)
+        return ROW
+
+    with closing(Ahead(2)) as ahead:
+        batches = order.batches(len(examples), 2 * AHEAD)
+        portions = Data(examples).portions(batches, noting, ahead, Settings(batch=2 * AHEAD), 0, 1)
+        next(portions)
+        deadline = time.monotonic() + 5
+        while len(made) < 4 * AHEAD and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert len(made) == 4 * AHEAD
+
+
+# ---- what threads share
+
+
+def mixed() -> list[Example]:
+    """Pictures of many sizes, several in a row, and text that spells control tokens out."""
+    return [
+        Example(
+            f"row-{n}",
+            tuple(picture_of(n, 40 + 3 * n + 9 * i) for i in range((1, 0, 2)[n % 3])),
+            f"What is number {n}?",
+            (Response(f"It is {n} <|im_end|>."), Response("Nothing.")),
+        )
+        for n in range(24)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_onevision", "qwen2_vl"])
+def test_rows_made_by_threads_are_those_made_by_one(family: str) -> None:
+    processor, examples = MLLM.tiny(family=family).processor, mixed()
+    with closing(Ahead(4)) as ahead:
+        found = list(ahead.map(lambda example: encode(example, processor), examples * 2, ahead=48))
+    vision._counted.clear()
+    for row, wanted in zip(found, [encode(example, processor) for example in examples] * 2, strict=True):
+        assert [trunk.span for trunk in row.trunks] == [trunk.span for trunk in wanted.trunks] and row.branches == wanted.branches
+        for one, other in zip(row.trunks[0].images, wanted.trunks[0].images, strict=True):
+            assert one.tokens == other.tokens and one.inputs.keys() == other.inputs.keys()
+            assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+
+
+class Watched:
+    """A tokenizer that is slow, and notes when two threads are in it at once."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.inside, self.met = inner, 0, False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.inside += 1
+        self.met = self.met or self.inside > 1
+        time.sleep(0.0005)
+        self.inside -= 1
+        return self.inner(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class Unlocked:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: Any) -> None: ...
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_two_threads_are_never_in_a_tokenizer_at_once(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its settings are shared state. Planted: no lock, which this test would see."""
+    processor = MLLM.tiny(family="qwen2_vl").processor
+    processor.tokenizer = watched = Watched(processor.tokenizer)
+    if not guarded:
+        for module in (turns, vision):
+            monkeypatch.setattr(module, "TOKENIZING", Unlocked())
+    with closing(Ahead(4)) as ahead, nullcontext() if guarded else suppress(BadInput, RuntimeError):
+        list(ahead.map(lambda example: encode(example, processor), mixed(), ahead=24))
+    assert watched.met is not guarded
+
+
+def test_a_reader_is_asked_by_one_thread_at_a_time() -> None:
+    inside = threading.Lock()
+
+    class Reader(list[Example]):
+        def __getitem__(self, number: Any) -> Any:
+            assert inside.acquire(blocking=False)
+            time.sleep(0.0005)
+            inside.release()
+            return super().__getitem__(number)
+
+    with closing(Ahead(4)) as ahead:
+        batches = order.batches(len(TEXTS), 8)
+        portions = Data(Reader(TEXTS)).portions(batches, lambda example: replace(ROW, id=example.id), ahead, Settings(batch=8), 0, 1)
+        assert sum(len(portion.rows) for portion in portions) == len(TEXTS)
+
+
+def test_workers_change_no_bit_of_a_training(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    found = []
+    for workers in (0, 1, 4):
+        mllm = fresh(shared_mllm)
+        run(mllm, SFT(), pairs, tmp_path / str(workers), workers=workers)
+        found.append((weights(mllm), read_json(tmp_path / str(workers) / "ledger.json")["ids_sha256"]))
+    assert all(same(found[0][0], tensors) and names == found[0][1] for tensors, names in found[1:])
+
+
+def test_a_resumed_run_may_have_other_workers(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    run(fresh(shared_mllm), SFT(), pairs, tmp_path, workers=0)
+    assert [event["kind"] for event in run(fresh(shared_mllm), SFT(), pairs, tmp_path, workers=3)] == ["done"]
+
+
+# ---- fast enough
+
+
+@pytest.mark.slow
+def test_at_384_pixels_five_rows_every_50_ms_are_never_waited_for(tmp_path: Path) -> None:
+    """JPEG files of 640 x 480 through SigLIP's own image processor, on two cores. The step is a sleep, as on an accelerator."""
+    from transformers import LlavaProcessor, SiglipImageProcessorPil
+
+    noise, base = np.random.default_rng(0), MLLM.tiny().processor
+    for n in range(50):
+        coarse = Image.fromarray(noise.integers(0, 256, (60, 80, 3), dtype=np.uint8))
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / f"{n}.jpg", quality=90)
+    sight = SiglipImageProcessorPil(size={"height": 384, "width": 384}, resample=Image.Resampling.BICUBIC)
+    processor = LlavaProcessor(
+        sight, base.tokenizer, patch_size=16, vision_feature_select_strategy="full", image_token="<image>", chat_template=base.chat_template
+    )
+    examples = [Example(f"row-{n}", (str(tmp_path / f"{n % 50}.jpg"),), "What is it?", (Response("A square."),)) for n in range(300)]
+
+    def waits() -> Iterator[float]:
+        """Seconds per step, of which the first has nothing made ahead."""
+        settings = Settings(batch=5)
+        with closing(Ahead(settings.workers)) as ahead:
+            portions = Data(examples).portions(order.batches(300, 5), lambda e: encode(e, processor), ahead, settings, 0, 1)
+            next(portions)
+            time.sleep(0.05)
+            for _ in range(59):
+                began = time.perf_counter()
+                next(portions)
+                yield time.perf_counter() - began
+                time.sleep(0.05)
+
+    tries = [list(waits()) for _ in range(3)]  # other work on this machine may spoil one
+    best = min(tries, key=max)
+    assert max(best) < 0.01 and sum(best) < 0.05, f"waited {sum(best):.3f} s in 59 steps, {max(best):.3f} s in one"
