@@ -301,7 +301,7 @@ def test_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if not name.startswith("paper/")])  # these: test_paper_stages.py
 def test_every_shipped_recipe_has_a_plan(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["init=tiny", "build=null", "pairs=world"] if name == "pivot" else []  # what that one leaves to its user
     assert cli.call(["run", name, *given, "--plan", "--json", f"out={tmp_path / 'run'}"]) == 0

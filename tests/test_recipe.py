@@ -50,7 +50,7 @@ def wrong(source: str, *changes: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", recipe.shipped())
+@pytest.mark.parametrize("name", [name for name in recipe.shipped() if not name.startswith("paper/")])  # these: test_paper_stages.py
 def test_every_shipped_recipe_is_valid(name: str) -> None:
     given = ["encoder=hf:a/b", "llm=hf:c/d", "pairs=world"] if name == "pivot" else []
     assert recipe.load(name, given).name
@@ -66,6 +66,8 @@ def test_what_a_recipe_leaves_open_is_said_with_its_own_command() -> None:
 
 def test_data_is_named_by_one_line_by_a_path_or_by_another_name(small: str, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
+    assert "no reader knows what is there" in wrong(small, f"pairs={tmp_path / 'mine'}")
+    (tmp_path / "mine" / "data.jsonl").touch()
     found = recipe.load(small, [f"pairs={tmp_path / 'mine'}", "heldout=world,size=5,split=test"]).data
     assert found["pairs"]["read"] == "rows" and found["pairs"]["path"] == str(tmp_path / "mine")
     assert (found["heldout"]["size"], found["heldout"]["split"]) == (5, "test")
@@ -79,6 +81,7 @@ def test_a_data_set_can_lie_in_a_folder_of_its_own_name(small: str, tmp_path: Pa
     monkeypatch.chdir(tmp_path)
     assert "the same rows as" in wrong(small, "pairs=pairs")
     Path("pairs").mkdir()
+    Path("pairs", "data.jsonl").touch()
     found = recipe.load(small, ["pairs=pairs", "heldout=pairs"]).data
     assert found["pairs"] == found["heldout"] and (found["pairs"]["read"], found["pairs"]["path"]) == ("rows", "pairs")
 

@@ -28,7 +28,7 @@ from pivot.runfolder import ORIGINAL, RunFolder
 SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
 FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to")}
-PARTS = ("encoder", "llm")
+PARTS = {"init": ("encoder", "llm"), "encoder": ("init",), "llm": ("init",)}  # what a recipe begins with, and what can stand for it
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
 NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
@@ -297,7 +297,7 @@ def load(source: str, changes: Sequence[str] = ()) -> Recipe:
     blank = [*(key for key in PARTS if key in plain and plain[key] is None), *_blank(plain)]
     for change in changes:
         plain = _changed(plain, change)
-    left = [key for key in blank if key in _blank(plain) or (key in PARTS and not plain.get("init") and not plain.get(key))]
+    left = [key for key in blank if key in _blank(plain) or (key in PARTS and not plain.get(key) and not all(map(plain.get, PARTS[key])))]
     if left:
         raise BadInput(f"recipe {source} leaves {', '.join(left)} to you: add {' '.join(f'{key}=...' for key in left)}{_example(file)}")
     return validate({**plain, **_resolved(plain)}, source)

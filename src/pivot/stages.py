@@ -34,7 +34,7 @@ def stages(recipe: Recipe) -> list[Stage]:
     before: tuple[str, ...] = ()
     found = []
     for kind in line:
-        found.append(Stage(kind, kind, before))  # type: ignore[arg-type]
+        found.append(Stage(kind, kind, before, seed=recipe.seeds[0]))  # type: ignore[arg-type]
         before = (kind,)
     measured = []
     for arm, choice in recipe.arms.items():
