@@ -130,7 +130,7 @@ def lines(folder: Path, *given: Any) -> rows.Rows:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"id": "a", "prom', "Invalid JSON"),
+        ('{"id": "a", "prom', "it is not JSON"),
         ("[1]", "object"),
         ({"id": "a"}, "prompt: Field required"),
         ({**GOOD, "promt": "?"}, "promt: Extra inputs"),

@@ -13,12 +13,11 @@ from pivot import lookup
 from pivot.knobs import declared, nearest
 from pivot.plain import override, parse
 from pivot.records import BadInput
-
-ROWS = "rows"  # the reader of our own layout: what a path alone is read by
+from pivot.seen import reader_of
 
 
 def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
-    """One line that names data, as plain values: `world,split=test,size=600`, or the path of rows.
+    """One line that names data, as plain values: `world,split=test,size=600`, or a path, whose format is found by looking.
 
     Commas within [] and {} part nothing. A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the
     reader takes as text alone stays as it is written: `path=2024` is a folder, not a number. `sets`: data sets that it might have meant.
@@ -28,7 +27,7 @@ def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
         raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600")
     known = lookup.names("data")
     if reader.strip() not in known and Path(os.path.expanduser(reader)).exists():
-        reader, options = ROWS, [f"path={reader}", *options]
+        reader, options = _reader_of(reader), [f"path={reader}", *options]
     elif reader.strip() not in known and not options and "/" in reader:
         raise BadInput(f"data '{source}': no such folder or file; check the path, or name a reader: {', '.join(known)}")
     elif reader.strip() not in known and "." not in reader:
@@ -48,6 +47,16 @@ def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
         else:
             plain = override(plain, option)
     return plain
+
+
+def _reader_of(path: str) -> str:
+    """Who reads what is there."""
+    found = reader_of(Path(os.path.expanduser(path)))
+    if found is None:
+        raise BadInput(
+            f"data '{path}': no reader knows what is there; name one, as in llava,{path} (known: {', '.join(lookup.names('data'))})"
+        )
+    return found
 
 
 def _known(name: str, readers: Collection[str], sets: Collection[str]) -> str:

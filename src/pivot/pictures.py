@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from pivot.records import Picture
 
 # What is opened. Pillow knows more kinds, one of which (EPS) runs another program.
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
+KINDS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA"}
+Image.init()
+FORMATS = tuple(kind for kind in Image.OPEN if kind in KINDS)  # Pillow may be built without some
 ORIENTATION = 0x0112  # EXIF's tag
 # Pillow refuses more than 179 million pixels, which decoded are half a gigabyte. Of half as many it warns; that is big, but a picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

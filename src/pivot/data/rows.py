@@ -7,10 +7,8 @@ question is about (`region`) and a mask per object (`masks`); kinds and attribut
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +17,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pivot.data.lazy import MANY, Lazy
+from pivot.data.reading import first, frozen, look
+from pivot.data.table import Table, table
 from pivot.data.write import ROWS
 from pivot.files import hash_json
 from pivot.records import AnswerKind, BadInput, Example, Response, Role, Thing, Truth
+from pivot.seen import Seen
 
 if TYPE_CHECKING:
     from pivot.records import Turn
@@ -73,45 +74,35 @@ class Rows(Lazy[Example]):
     """The lines of one file. Where each begins is known from the start; what it says is read when it is asked for."""
 
     file: Path
-    starts: array[int]
-    numbers: array[int]  # of the lines, blank ones counted
+    lines: Table
 
     def __len__(self) -> int:
-        return len(self.starts)
+        return len(self.lines)
 
     def one(self, index: int) -> Example:
-        start, number = self.starts[index], self.numbers[index]
-        with self.file.open("rb") as file:
-            file.seek(start)
-            line = file.readline()
-        where = f"line {number} of {self.file}"
+        plain = self.lines.one(index)
         try:
-            return _example(_Row.model_validate_json(line), self.file.parent, where)
+            return _example(_Row.model_validate(plain), self.file.parent, self.where(index))
         except ValidationError as wrong:
             error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
             keys = ".".join(str(key) for key in error["loc"])
-            raise BadInput(f"{where}: {keys + ': ' if keys else ''}{error['msg']}; correct the line or drop it") from None
+            raise BadInput(f"{self.where(index)}: {keys + ': ' if keys else ''}{error['msg']}; correct the line or drop it") from None
+
+    def where(self, index: int) -> str:
+        """The place of a row, for messages."""
+        return self.lines.where(index)
 
     def fingerprint(self) -> str:
         """Of what its lines say, and, as long as these are not more than MANY, of size and time of the files that they name."""
-        said = hashlib.sha256()
-        for line in self._lines():
-            said.update(line)
-        beside = [_look(self.file.parent / name) for name in sorted(set(self._named()))] if len(self) <= MANY else []
-        return hash_json([said.hexdigest(), len(self), beside])
-
-    def _lines(self) -> Iterator[bytes]:
-        with self.file.open("rb") as file:
-            for start in self.starts:
-                file.seek(start)
-                yield file.readline()
+        beside = [look(self.file.parent / name) for name in sorted(set(self._named()))] if len(self) <= MANY else []
+        return hash_json([self.lines.fingerprint(), len(self), beside])
 
     def _named(self) -> Iterator[str]:
         """Files that the lines name, as far as they can be read: what is wrong with a line is said when its row is asked for."""
-        for line in self._lines():
+        for index in range(len(self)):
             try:
-                row = _Row.model_validate_json(line)
-            except ValidationError:
+                row = _Row.model_validate(self.lines.one(index))
+            except (ValidationError, BadInput):
                 continue
             yield from row.images
             yield from (name for said in row.responses for name in said.images or ())
@@ -119,33 +110,17 @@ class Rows(Lazy[Example]):
                 yield row.truth.file
 
 
-def _look(file: Path) -> tuple[int, int] | None:
-    """Size and time of a file; None if it cannot be looked at."""
-    try:
-        found = file.stat()
-    except (OSError, ValueError):
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
 def read(path: str, *, size: int | None = None) -> Rows:
     """Open the rows of a folder (its `data.jsonl`), or of one .jsonl file; the first `size` of them."""
     file = Path(path) / ROWS if Path(path).is_dir() else Path(path)
-    if size is not None and size < 1:
-        raise BadInput(f"rows: size {size}; give at least one, or leave it out for all")
-    starts, numbers, start = array("Q"), array("Q"), 0
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if len(starts) == size:
-                    break
-                if line.strip():
-                    starts.append(start)
-                    numbers.append(number)
-                start += len(line)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"rows not found: {file}; give the folder that `pivot data make` wrote, or its {ROWS}") from None
-    return Rows(file, starts, numbers)
+    if not file.exists():
+        raise BadInput(f"rows not found: {file}; give the folder that `pivot data make` wrote, or its {ROWS}")
+    return Rows(file, first(table(file), size))
+
+
+def knows(seen: Seen) -> bool:
+    """A folder with our file of rows, or such a file."""
+    return (seen.kind == "folder" and ROWS in seen.inside) or (seen.kind == "rows" and seen.has("prompt", "responses"))
 
 
 def _example(row: _Row, folder: Path, where: str) -> Example:
@@ -163,19 +138,12 @@ def _example(row: _Row, folder: Path, where: str) -> Example:
         task=row.task,
         domain=row.domain,
         truth=_truth(row.truth, folder, where) if row.truth else None,
-        meta=_frozen(row.meta),
+        meta=frozen(row.meta),
     )
 
 
 def _text(given: str | list[_Turn]) -> str | tuple[Turn, ...]:
     return given if isinstance(given, str) else tuple(turn.model_dump() for turn in given)
-
-
-def _frozen(value: Any) -> Any:
-    """JSON has lists only; records hold tuples."""
-    if isinstance(value, Mapping):
-        return {key: _frozen(inner) for key, inner in value.items()}
-    return tuple(_frozen(inner) for inner in value) if isinstance(value, list) else value
 
 
 def _inside(names: Sequence[str], folder: Path, where: str) -> tuple[Path, ...]:

@@ -1,0 +1,129 @@
+"""LLaVA's rows: {id, image, conversations: [{from: human | gpt, value}]}, as JSON or JSON lines, and YAML mixtures of such files.
+
+Also Cambrian's files, and the captions that align a projector. The first turn must be a human's; what stands before it is dropped, a
+`system` turn is kept. What follows the first answer stays with it: the loss is on each of the assistant's turns.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pivot.data.reading import Read, Row, first, missing, root, spread, turns_of
+from pivot.data.table import Chosen, Table, joined, table
+from pivot.plain import parse
+from pivot.records import BadInput, Example, Response, Turn
+from pivot.seen import Seen
+from pivot.world.dice import Dice
+
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
+STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
+
+
+def read(path: str, *, images: str | None = None, links: bool = False, size: int | None = None, seed: int = 0) -> Read:
+    """Open a .json or .jsonl file, a folder of them, or a YAML mixture, whose `random:N` draws by `seed`.
+
+    `images`: the folder of pictures, by default where the rows lie. `links`: links in it may lead out of it.
+    """
+    found = _mixture(Path(path), seed) if Path(path).suffix in (".yaml", ".yml") else table(path)
+    return Read(first(found, size), example, root(path, images, links), tagged=True)
+
+
+def knows(seen: Seen) -> bool:
+    """Conversations without what makes them another format; or a list of data sets."""
+    if seen.kind == "yaml":
+        return isinstance(seen.first.get("datasets"), list)
+    return seen.kind == "rows" and seen.has("conversations") and not seen.has("chosen")
+
+
+def example(row: Row) -> Example:
+    """One row."""
+    turns = conversation(row, row.get("conversations"))
+    start = next((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+    prompt, said = turns[:start], turns[start:]
+    end = max((at for at, turn in enumerate(said) if turn["role"] == "assistant"), default=-1) + 1  # a question that nobody answers
+    return Example(
+        id=row.id,
+        images=row.pictures("image"),
+        prompt=prompt[0]["content"] if len(prompt) == 1 else tuple(prompt),
+        responses=(Response(said[0]["content"] if end == 1 else tuple(said[:end])),) if end else (),
+        **row.beside("image", "conversations"),
+    )
+
+
+def conversation(row: Row, given: Any) -> list[Turn]:
+    """Turns as chat has them, from the first that is a system's or a human's."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        raise row.wrong("'conversations' is no list of turns")
+    turns = list[Turn]()
+    for number, turn in enumerate(given):
+        speaker = turn.get("from") if isinstance(turn, Mapping) else None
+        if speaker not in ROLES:
+            raise row.wrong(f"turn {number} is from {speaker!r}, not from human, gpt or system")
+        said = row.said(turn.get("value"), f"the value of turn {number}")
+        if turns or ROLES[speaker] != "assistant":
+            turns.append({"role": ROLES[speaker], "content": said})
+    if not any(turn["role"] == "user" for turn in turns):
+        raise row.wrong("no turn is a human's")
+    return turns
+
+
+def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
+    """The example as a row: its chosen response, or its only one. A row without pictures has no `image`."""
+    alone = example.responses[0] if len(example.responses) == 1 else None
+    which = next((response for response in example.responses if response.role == "chosen"), alone)
+    said = turns_of(which.text, "assistant") if which else []
+    turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*turns_of(example.prompt, "user"), *said)]
+    image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
+    plain, lost = spread(example, {"id": example.id, **image, "conversations": turns})
+    return plain, lost + missing(example, [which.role] if which else [])
+
+
+# ---- mixtures
+
+
+def _mixture(file: Path, seed: int) -> Table:
+    """`datasets: [{json_path, sampling_strategy}, ...]`, one behind the other."""
+    try:
+        plain = parse(file.read_text(encoding="utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as failed:
+        raise BadInput(f"{file} cannot be read ({failed}); check the path") from None
+    entries = plain.get("datasets") if isinstance(plain, Mapping) else None
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{file} is no mixture: it needs a list 'datasets' of json_path and sampling_strategy")
+    parts = []
+    for number, entry in enumerate(entries):
+        name = entry.get("json_path") if isinstance(entry, Mapping) else None
+        if not isinstance(name, str):
+            raise BadInput(f"{file}: entry {number} of datasets has no json_path; give the path of its rows")
+        parts.append(_sampled(table(_located(name, file.parent)), str(entry.get("sampling_strategy", "all")), seed, f"{file}: {name}"))
+    return joined(parts)
+
+
+def _located(name: str, beside: Path) -> Path:
+    """The file that a mixture names. Published ones hold paths of the machine that they come from: then the file lies beside them."""
+    given = Path(os.path.expanduser(name))
+    places = (beside / given, given, beside / given.name)
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _sampled(whole: Table, strategy: str, seed: int, where: str) -> Table:
+    """all, or first, end or random of so many rows or so much percent, rounded up."""
+    if strategy == "all":
+        return whole
+    said = STRATEGY.fullmatch(strategy.strip())
+    if not said:
+        raise BadInput(f"{where}: sampling_strategy '{strategy}' is none of all, first:N, end:N, random:N (N may be 10% or the like)")
+    kind, number, percent = said.groups()
+    wanted = math.ceil(round(float(number) * len(whole) / 100, 9)) if percent else math.ceil(float(number))
+    wanted = min(wanted, len(whole))
+    if kind == "random":
+        return Chosen(whole, np.array(Dice("mixture", seed, where).shuffled(range(len(whole)))[:wanted], np.int64))
+    return Chosen(whole, range(wanted) if kind == "first" else range(len(whole) - wanted, len(whole)))

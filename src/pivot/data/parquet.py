@@ -1,0 +1,214 @@
+"""Rows of a parquet file by number.
+
+Parquet is made to be read in groups of rows, so text goes once into an Arrow file in the cache that is mapped and read row by row.
+Pictures stay where they are: a row holds `Inside`, which reads the group that the picture lies in when its bytes are asked for, so a
+group costs as much as all of its pictures. The files of the Hub have groups of about a hundred.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pivot import progress
+from pivot.data.table import Plain, Table
+from pivot.files import cache_folder, hash_file, hash_json, is_disk_full, whole_file, write_text
+from pivot.records import BadInput
+
+BATCH = 4096  # rows of one piece of the Arrow file
+FEW = 64  # rows read at once where pictures must be read to know which rows have one
+GROUPS = 4  # of rows whose pictures are kept at hand
+VERSION = 1  # of what the Arrow file holds
+BROKEN = (pa.ArrowException, OSError)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A picture in a column of a parquet file: of a row, and where that holds several, its number among them."""
+
+    file: Path
+    column: str
+    row: int  # of the file
+    number: int | None = None
+    name: str | None = None  # the path that the file gives it
+
+    def __str__(self) -> str:
+        return f"{self.column} of row {self.row} of {self.file}"
+
+    def read(self) -> bytes:
+        """The bytes of the picture's own file."""
+        ends = _ends(self.file)
+        group = bisect.bisect_right(ends, self.row)
+        try:
+            found = _pictures(self.file, group, self.column)[self.row - (ends[group - 1] if group else 0)].as_py()
+        except BROKEN as broken:
+            raise BadInput(f"image cannot be read: {self} ({broken}); fetch the file again or drop the row") from None
+        if self.number is not None:
+            found = found[self.number]
+        data = found["bytes"] if isinstance(found, Mapping) else found
+        if data is None:
+            raise BadInput(f"image not found: {self} holds no bytes; drop the row")
+        return bytes(data)
+
+
+@lru_cache(maxsize=GROUPS)
+def _pictures(file: Path, group: int, column: str) -> pa.ChunkedArray:
+    with pq.ParquetFile(file, metadata=_facts(file)) as opened:  # which would take 0.1 s to read again in a file of 10,000 groups
+        return opened.read_row_group(group, columns=[column]).column(column)
+
+
+@lru_cache(maxsize=1024)
+def _facts(file: Path) -> pq.FileMetaData:
+    return pq.read_metadata(file)
+
+
+@lru_cache(maxsize=1024)
+def _ends(file: Path) -> list[int]:
+    """Number of the first row behind each group."""
+    facts = _facts(file)
+    return list(accumulate(facts.row_group(group).num_rows for group in range(facts.num_row_groups)))
+
+
+@dataclass(frozen=True)
+class ParquetTable(Table):
+    """One file: its text in `kept`, its pictures where they are."""
+
+    file: Path
+    kept: Path
+    rows: int
+    pictures: tuple[str, ...]  # columns
+    hash: str
+
+    @classmethod
+    def of(cls, file: Path) -> ParquetTable:
+        """Open a file; the first time its text is copied into the cache."""
+        try:
+            size, changed = file.stat().st_size, file.stat().st_mtime_ns
+            with pq.ParquetFile(file) as opened:
+                schema, rows = opened.schema_arrow, opened.metadata.num_rows
+        except FileNotFoundError:
+            raise BadInput(f"data not found: {file}; check the path") from None
+        except BROKEN as broken:
+            raise BadInput(f"{file} is no parquet file that can be read ({broken}); fetch it again") from None
+        pictures = tuple(field.name for field in schema if _holds_pictures(field.type))
+        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), size, changed])}.arrow"
+        try:
+            said = kept.with_suffix(".hash").read_text() if kept.exists() else _copy(file, kept, pictures)
+        except FileNotFoundError:
+            said = _copy(file, kept, pictures)
+        return cls(file, kept, rows, pictures, hash_json([size, said]))
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @cached_property
+    def _text(self) -> pa.ipc.RecordBatchFileReader:
+        return pa.ipc.open_file(pa.memory_map(str(self.kept)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_text"}  # a mapped file does not travel to other processes
+
+    def one(self, index: int) -> Plain:
+        row: dict[str, Any] = self._text.get_batch(index // BATCH).slice(index % BATCH, 1).to_pylist()[0]
+        return {key: self._held(key, value, index) if key in self.pictures else value for key, value in row.items()}
+
+    def _held(self, column: str, names: Any, row: int) -> Any:
+        """What stands for the pictures of a row: as many as it holds. Of each the copy has a list with its name, or None."""
+        if names is None:
+            return None
+        if isinstance(names, list):
+            return tuple(Inside(self.file, column, row, number, name["path"]) for number, name in enumerate(names) if name is not None)
+        return Inside(self.file, column, row, None, names["path"])
+
+    def where(self, index: int) -> str:
+        return f"row {index} of {self.file}"
+
+    def fingerprint(self) -> str:
+        return self.hash
+
+
+# ---- the copy
+
+
+def _holds_pictures(kind: pa.DataType) -> bool:
+    """Whether a column is one of pictures: bytes, or bytes beside a path as the Hub stores images, or lists of these."""
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type
+    if pa.types.is_struct(kind):
+        return any(kind.field(n).name == "bytes" for n in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
+    """Write the copy: text as it is, of pictures whether they are there and how they are called. Returns its hash."""
+    with pq.ParquetFile(file, pre_buffer=False) as opened, whole_file(kept) as unfinished:
+        rows, done = opened.metadata.num_rows, 0
+        try:
+            batches = _even(_text(opened, pictures))
+            first = next(batches, None)
+            if first is None:
+                first = pa.RecordBatch.from_pylist([], schema=pa.schema([]))
+            with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, first.schema) as out:
+                for batch in chain([first], batches):
+                    out.write_batch(batch)
+                    done += len(batch)
+                    progress.tell(f"index of {file.name}, rows", done, rows)
+        except BROKEN as broken:
+            if is_disk_full(broken):
+                raise
+            raise BadInput(f"{file} is damaged ({broken}); fetch it again") from None
+        said = hash_file(unfinished)
+        write_text(kept.with_suffix(".hash"), said)
+    return said
+
+
+def _text(opened: pq.ParquetFile, pictures: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All but the pictures' bytes, which are not even read where a path stands beside them."""
+    paths = [opened.schema.column(number).path for number in range(len(opened.schema))]
+    named = {column for column in pictures if any(path.startswith(f"{column}.") and path.endswith(".path") for path in paths)}
+    wanted = [path for path in paths if path.partition(".")[0] not in named or path.endswith(".path")]
+    size = BATCH if named == set(pictures) else FEW
+    for batch in opened.iter_batches(batch_size=size, columns=wanted):
+        columns = [
+            _name(column) if name in pictures else _value(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        ]
+        yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
+def _value(column: pa.Array) -> pa.Array:
+    """Dictionaries may change from batch to batch, which an Arrow file cannot hold."""
+    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+
+
+def _name(column: pa.Array) -> pa.Array:
+    """In place of pictures: {"path": name or None}, or None where there is none; a list of these where there are lists."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pa.ListArray.from_arrays(column.offsets.cast(pa.int32()), _name(column.values), mask=column.is_null())
+    if pa.types.is_struct(column.type) and "path" in [column.type.field(n).name for n in range(column.type.num_fields)]:
+        paths = column.field("path").cast(pa.string())
+    else:
+        paths = pa.nulls(len(column), pa.string())
+    return pa.StructArray.from_arrays([paths], ["path"], mask=column.is_null())
+
+
+def _even(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows, BATCH at a time, so that a row's number says where it lies."""
+    waiting, size = list[pa.RecordBatch](), 0
+    for batch in batches:
+        waiting.append(batch)
+        size += len(batch)
+        if size >= BATCH:
+            whole = pa.Table.from_batches(waiting).combine_chunks()
+            full = size - size % BATCH
+            yield from whole.slice(0, full).to_batches(max_chunksize=BATCH)
+            waiting, size = whole.slice(full).to_batches(), size - full
+    if size:
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()
