@@ -16,7 +16,22 @@ import pivot
 
 ROOT = Path(pivot.__file__).parent
 
-FLOOR = {"records", "pictures", "progress", "seen", "plain", "oneline", "recipe", "stages", "knobs", "files", "runfolder", "lookup", "answers", "chat"}
+FLOOR = {
+    "records",
+    "pictures",
+    "progress",
+    "seen",
+    "plain",
+    "oneline",
+    "recipe",
+    "stages",
+    "knobs",
+    "files",
+    "runfolder",
+    "lookup",
+    "answers",
+    "chat",
+}
 # Objectives and rewards are arithmetic on numbers and text: they know of no disk, hence of no files.
 SEES = {
     **dict.fromkeys(FLOOR, FLOOR),

@@ -15,7 +15,7 @@ NAMES = {
     "pivot.model": {"MLLM", "Scorer", "Scores", "score"},
     "pivot.train": {"Rates", "Settings", "train"},
 }
-RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "picture"}
+RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "Held"}
 VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},

@@ -58,6 +58,16 @@ class Screen:
         """A callback that shows how far one piece of work is."""
         return lambda done, total: self._progress(stage, {"done": done, "total": total}) if not self.json else None
 
+    def work(self, what: str, done: int, total: int) -> None:
+        """Show how far some work is that no event began; what is done leaves no line."""
+        if what != self.stage:
+            self._end_bar()
+            self.begun = self.said = time.monotonic()
+            self.first, self.stage = None, what
+        self._progress(what, {"done": done, "total": total})
+        if done >= total:
+            self._end_bar()
+
     def _progress(self, stage: str, facts: Mapping[str, Any]) -> None:
         done, total = facts["done"], facts["total"]
         now = time.monotonic()

@@ -11,6 +11,7 @@ import typer
 
 from pivot import __version__
 from pivot.files import to_json
+from pivot.progress import heard
 from pivot.records import BadInput
 from pivot.screen import Screen, scores, table
 
@@ -43,9 +44,14 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _always(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Options of the command line itself."""
+    # Long work that no verb names, such as the index of a large file, is shown on stderr: stdout may be for machines.
+    aside = Screen(lambda line: typer.echo(line, err=True), sys.stderr if sys.stderr.isatty() else None, json=False)
+    context.with_resource(aside)
+    context.with_resource(heard(aside.work))
 
 
 Changes = Annotated[
