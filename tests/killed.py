@@ -95,7 +95,7 @@ def outcome(root: Path) -> dict[str, Any]:
 
     def timeless(facts: Any) -> Any:
         return (
-            {key: timeless(value) for key, value in facts.items() if key not in ("seconds", "cached")} if isinstance(facts, dict) else facts
+            {key: timeless(value) for key, value in facts.items() if key not in ("seconds", "waiting", "waiting_share", "cached")} if isinstance(facts, dict) else facts
         )
 
     lines = [timeless(line) for line in read_jsonl(root / "run" / "metrics.jsonl")]

@@ -19,10 +19,10 @@ from training import SFT, fresh, run, same, weights
 
 from pivot.data import turns, vision
 from pivot.data.collate import Row, Span, Trunk, encode
-from pivot.files import read_json
+from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
-from pivot.train import Settings, order
+from pivot.train import Settings, feed, loop, order
 from pivot.train.feed import AHEAD, Ahead, Data
 
 ROW = Row("", (Trunk(Span([1], [False]), (), (), (0,)),), (Span([2], [True]),))
@@ -187,6 +187,46 @@ def test_workers_change_no_bit_of_a_training(shared_mllm: MLLM, pairs: list[Exam
 def test_a_resumed_run_may_have_other_workers(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
     run(fresh(shared_mllm), SFT(), pairs, tmp_path, workers=0)
     assert [event["kind"] for event in run(fresh(shared_mllm), SFT(), pairs, tmp_path, workers=3)] == ["done"]
+
+
+# ---- how long it was waited
+
+
+class Slow(list[Example]):
+    """Reads one row in so many seconds."""
+
+    seconds = 0.0
+
+    def __getitem__(self, number: Any) -> Any:
+        time.sleep(self.seconds)
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize("starved", [False, True])
+def test_the_log_says_how_long_an_update_waited_for_its_rows(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starved: bool
+) -> None:
+    """Starved, rows take ten times as long as the rest of an update; fed, what takes that long is the update."""
+    rows, plain = Slow(pairs * 3), loop._update
+
+    def update(*args: Any) -> Any:
+        if not starved:
+            time.sleep(0.15)
+        elif args[1].step == 0:
+            rows.seconds = 0.05
+        return plain(*args)
+
+    monkeypatch.setattr(loop, "_update", update)
+    monkeypatch.setattr(feed, "AHEAD", 0)  # a batch ahead, not all of these rows
+    run(fresh(shared_mllm), SFT(), rows, tmp_path)
+    lines = [line for line in read_jsonl(tmp_path / "metrics.jsonl") if line["kind"] == "train"]
+    facts = read_json(tmp_path / "ledger.json")
+    assert len(lines) == 6 and all(0 <= line["waiting"] <= line["seconds"] for line in lines)
+    later = lines[3:]
+    share = sum(line["waiting"] for line in later) / sum(line["seconds"] for line in later)
+    assert share > 0.6 if starved else share < 0.1
+    assert facts["waiting"] == pytest.approx(sum(line["waiting"] for line in lines))
+    assert facts["waiting_share"] == pytest.approx(facts["waiting"] / facts["seconds"])
 
 
 # ---- fast enough

@@ -27,7 +27,7 @@ from pivot.runfolder import ORIGINAL, RunFolder
 
 SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
-FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to")}
+FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to", "workers")}
 PARTS = {"init": ("encoder", "llm"), "encoder": ("init",), "llm": ("init",)}  # what a recipe begins with, and what can stand for it
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"

@@ -45,6 +45,7 @@ def entries(setup: Setup, state: State, stage: str, arm: str, reference: Mapping
         "batch": settings.batch,
         "steps": state.step,
         **asdict(state.spent),
+        "waiting_share": state.spent.waiting / state.spent.seconds if state.spent.seconds else 0.0,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": setup.accelerator.num_processes,
         "precision": settings.precision,

@@ -185,11 +185,12 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
     plan = order.batches(total, settings.batch, settings.seed, settings.epochs, state.step)
     began = time.perf_counter()
     for portion in setup.portions(setup.data, plan):
-        counts = _account(setup, state, portion)
+        counts, waiting = _account(setup, state, portion, time.perf_counter() - began)
         metrics = _update(setup, state, portion.micros, counts)
         if state.step == min(WITNESSED, setup.steps):
             setup.proof.check()
         metrics["epoch"] = state.step * settings.epochs / setup.steps
+        metrics["waiting"] = waiting
         metrics["num_tokens"] = state.spent.image_tokens + state.spent.text_tokens
         event = _tell(setup, state, folder, "train", began, metrics)
         alarms = setup.watch.see(event)
@@ -208,23 +209,26 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
         began = time.perf_counter()
 
 
-def _account(setup: Setup, state: State, portion: Portion) -> Counts:
-    """Count what all processes took of a batch: for the losses, and for the ledger."""
+def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tuple[Counts, float]:
+    """Count what all processes took of a batch, for the losses and for the ledger, and the seconds that it was waited for."""
     k = setup.objective.k
     own = (
         [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
         cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
+        waited,
     )
     told = gather_object([own])
-    names = [""] * sum(len(ids) for ids, _, _ in told)
-    for process, (ids, _, (images, text, flops)) in enumerate(told):
+    names = [""] * sum(len(ids) for ids, *_ in told)
+    for process, (ids, _, (images, text, flops), _) in enumerate(told):
         names[process :: len(told)] = ids  # as order.share dealt them
         state.spent.image_tokens += images
         state.spent.text_tokens += text
         state.spent.flops += flops
     state.spent.read(names)
-    return reduce(add, (counts for _, counts, _ in told))
+    longest = max(waited for *_, waited in told)  # the others wait for that process
+    state.spent.waiting += longest
+    return reduce(add, (counts for _, counts, *_ in told)), longest
 
 
 def _tell(setup: Setup, state: State, folder: Path, kind: str, began: float, metrics: Metrics) -> Event:

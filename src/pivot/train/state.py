@@ -30,6 +30,7 @@ class Spent:
     text_tokens: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    waiting: float = 0.0  # of the seconds, those in which updates waited for data
     ids_sha256: str = ""  # of the rows, by name and what they ask, in the order in which updates read them
 
     def read(self, ids: Sequence[str]) -> None:
