@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from pivot.records import BadInput
 
 Kind = Literal["folder", "rows", "parquet", "object", "yaml", "other"]
 GLANCE, LONGEST = 1 << 16, 64 << 20  # bytes read at first, and at most, to see one row
+DEPTH, MOST = 3, 1000  # levels of folders, and entries of each, that are looked at
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,28 @@ def reader_of(path: Path) -> str | None:
     found = seen(path)
     claims = [name for name in lookup.names("data") if _knows(name, found)]
     if not claims and found.kind == "folder":  # files of rows in a folder, perhaps one of many parts
-        rows = sorted(file for kind in ("*.parquet", "*.jsonl", "*.json") for file in path.rglob(kind) if file.is_file())[:1]
-        claims = [name for name in lookup.names("data") if rows and _knows(name, seen(rows[0]))]
+        rows = _rows_in(path)
+        claims = [name for name in lookup.names("data") if rows and _knows(name, seen(rows))]
     if len(claims) > 1:
         raise BadInput(f"{path} may be read as {' or '.join(claims)}; say which, as in {claims[0]},{path}")
     return claims[0] if claims else None
+
+
+def _rows_in(folder: Path) -> Path | None:
+    """A file of rows near the top of a folder: it may hold a million pictures, too, so not all of it is looked at."""
+    level = [folder]
+    for _ in range(DEPTH):
+        entries = [entry for one in level for entry in _entries(one)]
+        for kind in (".parquet", ".jsonl", ".json"):
+            if files := [entry for entry in entries if entry.endswith(kind)]:
+                return Path(files[0])
+        level = [Path(entry) for entry in entries if os.path.isdir(entry)][:MOST]
+    return None
+
+
+def _entries(folder: Path) -> list[str]:
+    with os.scandir(folder) as found:
+        return sorted(entry.path for entry in islice(found, MOST) if not entry.name.startswith("."))
 
 
 def _knows(name: str, found: Seen) -> bool:

