@@ -17,7 +17,7 @@ from pivot.records import BadInput
 
 Kind = Literal["folder", "rows", "parquet", "object", "yaml", "other"]
 GLANCE, LONGEST = 1 << 16, 64 << 20  # bytes read at first, and at most, to see one row
-DEPTH, MOST = 3, 1000  # levels of folders, and entries of each, that are looked at
+DEPTH, MOST = 3, 1000  # levels of folders, and entries of each but the top one, that are looked at
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def reader_of(path: Path) -> str | None:
 def _rows_in(folder: Path) -> Path | None:
     """A file of rows near the top of a folder: it may hold a million pictures, too, so not all of it is looked at."""
     level = [folder]
-    for _ in range(DEPTH):
-        entries = [entry for one in level for entry in _entries(one)]
+    for depth in range(DEPTH):
+        entries = [entry for one in level for entry in _entries(one, MOST if depth else None)]
         for kind in (".parquet", ".jsonl", ".json"):
             if files := [entry for entry in entries if entry.endswith(kind)]:
                 return Path(files[0])
@@ -103,9 +103,9 @@ def _rows_in(folder: Path) -> Path | None:
     return None
 
 
-def _entries(folder: Path) -> list[str]:
+def _entries(folder: Path, most: int | None) -> list[str]:
     with os.scandir(folder) as found:
-        return sorted(entry.path for entry in islice(found, MOST) if not entry.name.startswith("."))
+        return sorted(entry.path for entry in islice(found, most) if not entry.name.startswith("."))
 
 
 def _knows(name: str, found: Seen) -> bool:
