@@ -25,8 +25,9 @@ SHAPES = ("circle", "square", "bar")
 def drawn(number: int, size: tuple[int, int] = (32, 24)) -> Image.Image:
     """A shape on a plain ground; every number has its own picture."""
     image = Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, 200))
-    pen, box = ImageDraw.Draw(image), (4 + number % 5, 4, 18 + number % 7, 18)
-    (pen.ellipse, pen.rectangle, pen.rounded_rectangle)[number % 3](box, COLOURS[number % len(COLOURS)])
+    pen, colour, left = ImageDraw.Draw(image), COLOURS[number % len(COLOURS)], 4 + number % 5
+    outline = pen.ellipse if SHAPES[number % 3] == "circle" else pen.rectangle
+    outline((left, 4, left + (6 if SHAPES[number % 3] == "bar" else 14), 18), fill=colour)
     return image
 
 
