@@ -39,12 +39,12 @@ def pairs() -> list[Example]:
     ]
 
 
-def work(root: Path, objective: str, mllm: MLLM) -> None:
+def work(root: Path, task: dict[str, Any], mllm: MLLM) -> None:
     """Train to the end, or until killed."""
     os.environ["PIVOT_CACHE"] = str(root / "cache")
     examples, rates = pairs(), Rates(1e-3, 1e-3, 1e-3)
-    made = lookup.find("objective", objective)()
-    for _ in train(mllm, made, examples, Settings(**SETTINGS), root / "run", rates=rates, validation=examples[:2]):
+    made, settings = lookup.find("objective", task["objective"])(), Settings(**{**SETTINGS, **task["settings"]})
+    for _ in train(mllm, made, examples, settings, root / "run", rates=rates, validation=examples[:2]):
         pass
 
 
@@ -95,7 +95,9 @@ def outcome(root: Path) -> dict[str, Any]:
 
     def timeless(facts: Any) -> Any:
         return (
-            {key: timeless(value) for key, value in facts.items() if key not in ("seconds", "waiting", "waiting_share", "cached")} if isinstance(facts, dict) else facts
+            {key: timeless(value) for key, value in facts.items() if key not in ("seconds", "waiting", "waiting_share", "cached")}
+            if isinstance(facts, dict)
+            else facts
         )
 
     lines = [timeless(line) for line in read_jsonl(root / "run" / "metrics.jsonl")]
@@ -116,14 +118,14 @@ def main(task: dict[str, Any]) -> None:
     def trains(folder: Path, plant: Callable[[Path], Any] = lambda _: None) -> Callable[[], None]:
         def body() -> None:
             plant(folder)
-            work(folder, task["objective"], mllm)
+            work(folder, task, mllm)
 
         return body
 
     def counted() -> None:
         total, began = [0], time.monotonic()
         writes(root / "plain", lambda number: total.__setitem__(0, number))
-        work(root / "plain", task["objective"], mllm)
+        work(root / "plain", task, mllm)
         (root / "count.json").write_text(json.dumps([*total, time.monotonic() - began]))
 
     assert forked(counted) == 0

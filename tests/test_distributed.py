@@ -18,10 +18,13 @@ from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 
 BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+GROUPED = {"batch": 3, "group_by": "modality", "drop_last": True}
 RUNS: list[dict[str, Any]] = [
     {"name": "dpo-1", "objective": "dpo", "knobs": {"gamma": 0.3}, "size": 1},
     {"name": "dpo-ddp", "objective": "dpo", "knobs": {"gamma": 0.3}},
     {"name": "dpo-fsdp", "objective": "dpo", "knobs": {"gamma": 0.3}, "sharded": {}},
+    {"name": "grouped-1", "objective": "sft", "settings": GROUPED, "size": 1},
+    {"name": "grouped-ddp", "objective": "sft", "settings": GROUPED},
     {"name": "dpo-planted", "objective": "dpo", "knobs": {"gamma": 0.3}, "planted": True},
 ]
 SLOW: list[dict[str, Any]] = [
@@ -88,6 +91,9 @@ def test_two_processes_follow_one_as_ddp_and_as_fsdp2(tmp_path: Path) -> None:
     check_same(root, "dpo-ddp", "dpo-1")
     assert len(curve(root / "dpo-ddp")) == 4
     assert len({end["weights"] for end in ends(root, "dpo-ddp")}) == 1  # both processes end with the same weights
+
+    check_same(root, "grouped-ddp", "grouped-1")
+    assert len(curve(root / "grouped-ddp")) == 4  # of 8 rows each epoch two batches of 3
 
     check_same(root, "dpo-fsdp", "dpo-1")
     assert all(end["sharded"] for end in ends(root, "dpo-fsdp"))

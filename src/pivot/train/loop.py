@@ -130,6 +130,8 @@ def train(
     """
     if not len(examples) or (validation is not None and not len(validation)):
         raise BadInput("no examples to train or to validate on; check the path and the filters of the data")
+    if not settings.steps(len(examples)):
+        raise BadInput(f"drop_last leaves no update: {len(examples)} examples fill no batch of {settings.batch}; make batch smaller")
     folder = Path(folder)
     setup, told = build(mllm, objective, examples, validation, settings, rates, folder)
     _, fallback = backend(mllm.model.config.get_text_config(), settings.backend)
@@ -181,10 +183,9 @@ def _keep_facts(file: Path, facts: Mapping[str, Any]) -> None:
 
 def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
     """All updates that are left, with what is due after each."""
-    settings, total = setup.settings, len(setup.data.examples)
-    plan = order.batches(total, settings.batch, settings.seed, settings.epochs, state.step)
+    settings = setup.settings
     began = time.perf_counter()
-    for portion in setup.portions(setup.data, plan):
+    for portion in setup.portions(setup.data, setup.batches(state.step)):
         counts, waiting = _account(setup, state, portion, time.perf_counter() - began)
         metrics = _update(setup, state, portion.micros, counts)
         if state.step == min(WITNESSED, setup.steps):

@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pivot.train.order import per_epoch
+
 
 class Settings(BaseModel):
     """How to train. What is trained, and how fast each part of it, are `Rates`; what for is the objective."""
@@ -16,6 +18,10 @@ class Settings(BaseModel):
     epochs: int = Field(default=1, ge=1)
     batch: int = Field(default=32, ge=1, description="examples per update, over all processes")
     micro: int = Field(default=8, ge=1, description="examples that one process runs at once; changes memory and speed alone")
+    drop_last: bool = Field(default=False, description="leave out what does not fill the last batch of an epoch")
+    group_by: Literal["none", "length", "modality"] = Field(
+        default="none", description="length = a batch holds rows of like length; modality = and all of them have pictures, or none has"
+    )
     workers: int = Field(default=2, ge=0, description="threads that make rows ahead; 0 = each is made when it is asked for")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the updates")
@@ -35,8 +41,8 @@ class Settings(BaseModel):
     seed: int = Field(default=0, ge=0)
 
     def steps(self, examples: int) -> int:
-        """Updates in all. The last one of an epoch may be smaller."""
-        return self.epochs * math.ceil(examples / self.batch)
+        """Updates in all. The last one of an epoch may be smaller, or be dropped."""
+        return self.epochs * per_epoch(examples, self.batch, self.drop_last)
 
     def pace(self, step: int, steps: int) -> float:
         """Factor on every learning rate at update `step`, counted from 0. No update has a factor of 0."""

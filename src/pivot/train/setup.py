@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
 from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pivot.data.lazy import fingerprint
+from pivot.data.lengths import Lengths, lengths
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
@@ -46,6 +48,7 @@ def build(
     set_seed(settings.seed + crew.process_index)
     freeze(mllm, rates)
     _wake(mllm, settings.checkpointing)
+    mark = fingerprint(examples)
     chosen, full = groups(mllm, rates, settings.weight_decay)
     scorer, optimizer = crew.prepare(Scorer(mllm, settings.backend), torch.optim.AdamW(chosen))
     setup = Setup(
@@ -61,6 +64,7 @@ def build(
         proof=Proof(mllm, rates, crew),
         watch=Watch(settings.spike),
         data=Data(objective.source(examples)),
+        lengths=_lengths(crew, examples, mark) if settings.group_by != "none" else None,
         heldout=None if validation is None else Data(objective.source(validation)),
         checkpoints=Checkpoints(folder, crew),
         ahead=Ahead(settings.workers),
@@ -70,12 +74,18 @@ def build(
             "objective": objective_facts(objective),
             "rates": asdict(rates),
             "examples": len(examples),
-            "data": fingerprint(examples),
+            "data": mark,
             "rows": _rows(objective.source(examples)),
             "settings": settings.model_dump(mode="json", exclude=set(FREE)),
         },
     )
     return setup, told
+
+
+def _lengths(crew: Accelerator, examples: Sequence[Example], mark: str) -> Lengths:
+    """How long rows are, with all responses that they have: so that all objectives read them in one order."""
+    with crew.main_process_first():  # the others find them cached
+        return lengths(examples, mark)
 
 
 def _rows(examples: Sequence[Example]) -> str:
@@ -110,7 +120,8 @@ def resume(setup: Setup) -> State:
         return State(objective=setup.objective.init())
     stored = checkpoints.state(found)
     began = {key: value for key, value in setup.begun.items() if key in stored["begun"]}  # older versions noted less, or micro as well
-    changed = [key for key in differences(stored["begun"], began) if key not in {f"settings.{name}" for name in FREE}]
+    before = {**stored["begun"], "settings": {**Settings().model_dump(mode="json"), **stored["begun"]["settings"]}}
+    changed = [key for key in differences(before, began) if key not in {f"settings.{name}" for name in FREE}]
     if changed:
         raise BadInput(
             f"{checkpoints.folder} holds checkpoints of another training (changed: {', '.join(changed)}); give this one another folder"

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from pivot.data.collate import Row
+from pivot.data.lengths import Lengths
 from pivot.files import hash_bytes, hash_json
 from pivot.model import MLLM, Scorer
 from pivot.objective._contract import Objective
@@ -17,6 +18,7 @@ from pivot.pictures import fingerprint as looks
 from pivot.records import Example
 from pivot.train.checkpoint import Checkpoints
 from pivot.train.feed import Ahead, Data, Portion
+from pivot.train.order import batches
 from pivot.train.parts import Proof, Rates
 from pivot.train.settings import Settings
 from pivot.train.watch import Watch
@@ -55,6 +57,7 @@ class Setup:
     proof: Proof
     watch: Watch
     data: Data
+    lengths: Lengths | None  # of its rows, where they are grouped by it
     heldout: Data | None
     checkpoints: Checkpoints
     ahead: Ahead
@@ -65,10 +68,16 @@ class Setup:
         row = self.mllm.encode(example, self.settings.label_mask, self.settings.limit, self.settings.template)
         return replace(row, asks=hash_json([example.prompt, looks(example.images)]))
 
-    def portions(self, data: Data, batches: Iterable[Sequence[int]]) -> Iterator[Portion]:
+    def batches(self, done: int) -> Iterator[list[int]]:
+        """Row numbers of each update that is left after so many."""
+        settings, examples = self.settings, len(self.data.examples)
+        apart = settings.group_by == "modality"
+        return batches(examples, settings.batch, settings.seed, settings.epochs, done, settings.drop_last, self.lengths, apart)
+
+    def portions(self, data: Data, plan: Iterable[Sequence[int]]) -> Iterator[Portion]:
         """What this process takes of each batch, made ahead."""
         crew = self.accelerator
-        return data.portions(batches, self.encode, self.ahead, self.settings, crew.process_index, crew.num_processes)
+        return data.portions(plan, self.encode, self.ahead, self.settings, crew.process_index, crew.num_processes)
 
 
 @dataclass
