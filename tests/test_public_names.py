@@ -19,6 +19,7 @@ RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap
 VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
+    "data convert": {"source", "out", "--to", "--copy", "--json"},
     "data make": {"out", "--data", "--json"},
     "data show": {"--data", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--only", "--json"},

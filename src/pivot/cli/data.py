@@ -1,14 +1,17 @@
-"""Verbs on data: data make, data show."""
+"""Verbs on data: data make, data show, data convert."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pivot.cli.app import Json, Source, data, free, live, show
 from pivot.records import BadInput
+
+if TYPE_CHECKING:
+    from pivot.data.convert import Written
 
 
 @data.command("make")
@@ -17,7 +20,7 @@ def data_make(
     source: Source = "world,size=100",
     json: Json = False,
 ) -> None:
-    """Write examples as files: one JSON line each, pictures as PNG."""
+    """Write examples as files: one JSON line each, and pictures."""
     free(out)
     from pivot.data.write import ROWS, write
     from pivot.files import whole_folder
@@ -29,6 +32,44 @@ def data_make(
         for number in write(examples, unfinished):
             tick(number, len(examples))
     show({"folder": str(out), "examples": len(examples)}, json, text=f"{len(examples)} examples: {out / ROWS}")
+
+
+From = Annotated[str, typer.Argument(metavar="DATA", help="A file or folder, or READER,KEY=VALUE,...")]
+To = Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of the result; else what its name says.")]
+
+
+@data.command("convert")
+def data_convert(
+    source: From,
+    out: Annotated[Path, typer.Argument(help="A .json, .jsonl or .parquet file, or a folder.")],
+    to: To = None,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy pictures beside the rows.")] = False,
+    json: Json = False,
+) -> None:
+    """Write data in another format."""
+    free(out)
+    from pivot.data.convert import write
+    from pivot.recipe import read
+
+    examples = read(source)
+    with live(json) as screen:
+        tick = screen.progress("data convert")
+        for written in write(examples, out, to, copy=copy):
+            tick(written.rows, len(examples))
+    show(_told(written), json, text="\n".join(_lines(written)))
+
+
+def _told(written: Written) -> dict[str, Any]:
+    """What was written, for machines."""
+    return {"out": str(written.out), "data": written.source, "rows": written.rows, "copied": written.copied, "lost": dict(written.lost)}
+
+
+def _lines(written: Written) -> list[str]:
+    """The same for people."""
+    copied = f", {written.copied:,} pictures beside {'them' if written.rows != 1 else 'it'}" if written.copied else ""
+    lost = ", ".join(f"{what} ({rows:,} {'row' if rows == 1 else 'rows'})" for what, rows in written.lost.most_common())
+    lines = [f"{written.rows:,} rows: {written.out}{copied}", f"  read it as: {written.source}"]
+    return [*lines, f"  it has no place for: {lost}"] if lost else lines
 
 
 @data.command("show")

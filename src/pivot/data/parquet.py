@@ -118,7 +118,8 @@ class ParquetTable(Table):
 
     def one(self, index: int) -> Plain:
         row: dict[str, Any] = self._text.get_batch(index // BATCH).slice(index % BATCH, 1).to_pylist()[0]
-        return {key: self._held(key, value, index) if key in self.pictures else value for key, value in row.items()}
+        given = {key: value for key, value in row.items() if value is not None}  # a row has all columns, but not the fields of all
+        return {key: self._held(key, value, index) if key in self.pictures else value for key, value in given.items()}
 
     def _held(self, column: str, names: Any, row: int) -> Any:
         """What stands for the pictures of a row: as many as it holds. Of each the copy has a list with its name, or None."""

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.reading import first, frozen, look
+from pivot.data.reading import Root, first, frozen, look
 from pivot.data.table import Table, table
 from pivot.data.write import ROWS
 from pivot.files import hash_json
@@ -87,6 +87,11 @@ class Rows(Lazy[Example]):
             error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
             keys = ".".join(str(key) for key in error["loc"])
             raise BadInput(f"{self.where(index)}: {keys + ': ' if keys else ''}{error['msg']}; correct the line or drop it") from None
+
+    @property
+    def root(self) -> Root:
+        """The folder of pictures."""
+        return Root(self.file.parent)
 
     def where(self, index: int) -> str:
         """The place of a row, for messages."""

@@ -1,4 +1,4 @@
-"""Examples as files: one JSON line each, pictures as PNG and truth as compressed arrays beside them. `rows` reads them back."""
+"""Examples as files: one JSON line each, pictures and, as compressed arrays, truth beside them. `rows` reads them back."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from pivot.files import to_json, whole_file
-from pivot.pictures import picture
+from pivot.pictures import opened, picture, read
 from pivot.records import BadInput, Example, Truth
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = "data.jsonl"
 NAMED = 80  # characters of an id in a picture's name, which is there for people: file systems take 255 bytes
+ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "DIB": "bmp", "TIFF": "tif", "JPEG2000": "jp2"}  # of other kinds: their own name
 
 
 def write(examples: Sequence[Example], folder: Path) -> Iterator[int]:
@@ -45,7 +47,7 @@ def row(example: Example) -> dict[str, Any]:
 def _line(example: Example, number: str, folder: Path) -> str:
     """One line of `data.jsonl`; what it names is written before."""
     plain = row(example)
-    name = f"{number}-{{}}-{re.sub(r'[^A-Za-z0-9._-]', '_', example.id)[:NAMED]}.png"
+    name = f"{number}-{{}}-{safe(example.id)}"
     plain["images"] = _pictures(example.images, folder, name)
     for which, response in enumerate(example.responses):
         if response.images is not None:
@@ -57,11 +59,32 @@ def _line(example: Example, number: str, folder: Path) -> str:
         raise BadInput(f"row {example.id}: its meta cannot be written ({odd}); keep plain values there") from None
 
 
+def safe(name: str) -> str:
+    """What of a name any file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:NAMED]
+
+
+def content(source: Picture) -> bytes:
+    """The bytes of a picture's own file, as they are; of one that exists in memory alone, those of a PNG."""
+    return read(picture(source) if isinstance(source, Image.Image) else source)
+
+
+def store(source: Picture, folder: Path, name: str) -> str:
+    """Write a picture's own bytes, under a name that ends as what they hold does; the name."""
+    held = content(source)
+    try:
+        with opened(held) as image:
+            kind = str(image.format)
+    except BadInput:
+        with opened(source):  # whose message names it
+            raise
+    whole = f"{name}.{ENDINGS.get(kind, kind.lower())}"
+    (folder / whole).write_bytes(held)
+    return whole
+
+
 def _pictures(pictures: Sequence[Picture], folder: Path, name: str) -> list[str]:
-    names = [f"images/{name.format(which)}" for which in range(len(pictures))]
-    for place, image in zip(names, pictures, strict=True):
-        picture(image).save(folder / place, "PNG")
-    return names
+    return [store(image, folder, f"images/{name.format(which)}") for which, image in enumerate(pictures)]
 
 
 def _truth(truth: Truth, folder: Path, place: str) -> dict[str, Any]:

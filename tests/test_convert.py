@@ -1,0 +1,253 @@
+"""Data from one format to another: what the target holds comes back equal, pictures to the byte, and what it cannot hold is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pivot import cli, pictures, recipe
+from pivot.data import convert, llava, rows
+from pivot.data import write as own
+from pivot.records import BadInput, Example, Response, Truth
+
+KINDS = {"a.jpg": "JPEG", "b/c d.png": "PNG", "b/e.gif": "GIF", "f.webp": "WEBP"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of pictures of several kinds."""
+    for number, (name, kind) in enumerate(KINDS.items()):
+        file = tmp_path / "pictures" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        colours = np.random.default_rng(number).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+        Image.fromarray(colours).save(file, kind)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def given(folder: Path) -> list[Example]:
+    """Rows of every shape that conversations come in, with pictures as files."""
+    files = [folder / name for name in KINDS]
+    talk = tuple({"role": ("assistant", "user")[n % 2], "content": f"turn {n}, \u2028 \N{PILE OF POO}"} for n in range(3))
+    asked = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "<image>\nWhat?"})
+    chosen, rejected = Response("Two of <b>them</b>."), Response("No.", "rejected")
+    return [
+        Example("one", (files[0],), "<image>\nHow many?", (chosen, rejected), answer="2", answer_kind="number", task="count"),
+        Example("two/../é", tuple(files[1:3]), "<image><image>\nAlike?", (chosen,), meta={"source": "x", "score": 4, "tags": ("a", "b")}),
+        Example("talk", (files[3],), "<image>\nColour?", (Response(talk), Response("Blue.", "rejected")), meta={"score": 0.5}),
+        Example("asked", (files[0],), asked, (chosen, rejected), domain="General", meta={"box": {"x": 1, "y": (2, 3)}}),
+        Example("no picture", (), "2 + 3?", (Response("5"), Response("6", "rejected"))),
+    ]
+
+
+def through(given: Sequence[Example], out: Path, to: str | None = None, **options: Any) -> tuple[convert.Written, Sequence[Example]]:
+    *_, done = convert.write(given, out, to, **options)
+    assert done.rows == len(given) and not list(out.parent.rglob(".*"))
+    return done, recipe.read(done.source)
+
+
+def contents(example: Example) -> list[bytes]:
+    return [pictures.read(image) for image in example.images]
+
+
+def kept(example: Example, lost: Sequence[str]) -> Example:
+    """What is left of an example without what was named as lost."""
+    responses = tuple(
+        replace(one, rating=None, error=None, images=None) for one in example.responses if f"{one.role} responses" not in lost
+    )
+    meta = {key: value for key, value in example.meta.items() if not any(name.split(" ")[0] == f"meta.{key}" for name in lost)}
+    bare = {name: None for name in ("answer", "answer_kind", "task", "domain", "truth") if name in lost}
+    return replace(example, images=(), responses=responses, meta=meta, **bare)
+
+
+TARGETS = [("llava", ".json"), ("llava", ".jsonl"), ("llava", ".parquet"), ("rows", "")]
+
+
+@pytest.mark.parametrize(("to", "ending"), TARGETS)
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_the_target_holds_comes_back_equal(tmp_path: Path, given: list[Example], to: str, ending: str, copy: bool) -> None:
+    done, read = through(given, tmp_path / f"out{ending}", to, copy=copy, root=tmp_path / "pictures")
+    row = None if to == "rows" else convert.row_of(to)
+    for one, other in zip(given, read, strict=True):
+        lost = row(one, [0] * len(one.images))[1] if row else []
+        texts = [name for name in done.lost if name.endswith("as JSON text")]
+        assert kept(one, [*lost, *texts]) == kept(other, texts)
+        assert contents(one) == contents(other)
+        assert all(done.lost[name] for name in lost)
+
+
+# ---- where pictures are
+
+
+def test_pictures_that_are_files_keep_their_names(tmp_path: Path, folder: Path, given: list[Example]) -> None:
+    done, read = through(given, tmp_path / "new/out.json", root=folder)
+    assert done.source == f"llava,{tmp_path}/new/out.json,images={folder}" and done.copied == 0
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.json"]
+    plain = json.loads((tmp_path / "new/out.json").read_text())
+    assert [row.get("image") for row in plain] == ["a.jpg", ["b/c d.png", "b/e.gif"], "f.webp", "a.jpg", None]
+    assert read[0].images == given[0].images
+
+
+def test_rows_that_lie_in_the_folder_of_pictures_need_no_name_for_it(tmp_path: Path, folder: Path, given: list[Example]) -> None:
+    done, read = through(given, folder / "out.json", root=folder)
+    assert done.source == f"llava,{folder}/out.json" and read[0].images == given[0].images
+
+
+def test_copies_lie_beside_the_rows_each_file_once(tmp_path: Path, folder: Path, given: list[Example]) -> None:
+    done, _ = through(given, tmp_path / "new/out.json", root=folder, copy=True)
+    assert done.copied == len(KINDS) and done.root is None
+    copies = tmp_path / "new/images/out/files"
+    assert {str(file.relative_to(copies)) for file in copies.rglob("*") if file.is_file()} == set(KINDS)
+    with pytest.raises(BadInput, match="images/out exists already"):
+        list(convert.write(given, tmp_path / "new/out.jsonl", "llava", root=folder, copy=True))
+    assert not (tmp_path / "new/out.jsonl").exists()
+
+
+def test_pictures_that_are_no_files_are_written_with_the_ending_of_what_they_hold(tmp_path: Path, folder: Path) -> None:
+    held = [(folder / name).read_bytes() for name in KINDS]
+    shown = Image.new("RGB", (5, 4), "red")
+    made = [Example("../x/é", tuple(held), "?"), Example("../x/é", (shown,), "?")]
+    done, read = through(made, tmp_path / "out.json")
+    assert contents(read[0]) == held and done.copied == 5 and done.source == f"llava,{tmp_path}/out.json"
+    names = sorted(file.name for file in (tmp_path / "images/out/rows").iterdir())
+    assert [name.rpartition(".")[2] for name in names] == ["jpg", "png", "gif", "webp", "png"]
+    assert pictures.picture(read[1].images[0]).tobytes() == shown.tobytes()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_some_pictures_are_files_and_some_are_not_all_are_copied(tmp_path: Path, folder: Path, order: int) -> None:
+    outside = tmp_path / "elsewhere.jpg"
+    outside.write_bytes((folder / "a.jpg").read_bytes())
+    made = [Example(str(n), (source,), "?") for n, source in enumerate([folder / "b/e.gif", outside, (folder / "f.webp").read_bytes()])]
+    done, read = through(made[::order], tmp_path / "out.jsonl", "llava", root=folder)
+    assert [contents(one) for one in read] == [contents(one) for one in made[::order]]
+    assert done.copied == 3 and done.root is None and len(read) == done.rows
+
+
+def test_parquet_holds_bytes_and_names_and_gives_them_back(tmp_path: Path, folder: Path, given: list[Example]) -> None:
+    import pyarrow.parquet as pq
+
+    done, read = through(given, tmp_path / "out.parquet", "llava", root=folder)
+    named = [[image["path"] for image in row or ()] for row in pq.read_table(tmp_path / "out.parquet").column("image").to_pylist()]
+    assert named == [["a.jpg"], ["b/c d.png", "b/e.gif"], ["f.webp"], ["a.jpg"], []]
+    _, again = through(read, tmp_path / "again.json")
+    assert [contents(one) for one in again] == [contents(one) for one in given]
+    assert sorted(path.name for path in (tmp_path / "images/again/rows").iterdir())[1] == "000001-0-c_d.png"
+    assert done.copied == 0
+
+
+def test_parquet_is_written_in_groups_that_a_picture_can_be_read_from(tmp_path: Path, folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    many = [Example(str(n), (folder / "a.jpg",), f"{n}?", (Response("x"),)) for n in range(250)]
+    through(many, tmp_path / "a.parquet", "llava")
+    through([replace(one, images=()) for one in many], tmp_path / "b.parquet", "llava")
+    assert [pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in "ab"] == [3, 1]
+
+
+# ---- what a target cannot hold
+
+
+def test_what_is_lost_is_named_and_counted_by_rows(tmp_path: Path, given: list[Example]) -> None:
+    truth = Truth(np.zeros((2, 2), np.uint8), (), np.zeros((2, 2), bool))
+    several = (Response("a", "sampled", rating=1.0), Response("b", "sampled"), Response("c", error="made up"))
+    made = [*given, replace(given[0], responses=several, truth=truth)]
+    done, _ = through(made, tmp_path / "out.json", "llava", root=tmp_path / "pictures")
+    assert done.lost == {"rejected responses": 4, "sampled responses": 1, "errors of responses": 1, "truth": 1}
+
+
+def test_fields_of_no_one_type_become_json_text_in_parquet_and_are_named(tmp_path: Path) -> None:
+    metas: list[dict[str, Any]] = [
+        {"mixed": 1, "keys": {"a": 1}, "whole": 3, "empty": {}, "void": None, "list": ()},
+        {"mixed": "one", "keys": {"b": 1}, "whole": 2.5, "big": 1 << 70},
+        {"whole": 1 << 20, "list": (1, None)},
+    ]
+    made = [Example(str(n), (), "?", meta=meta) for n, meta in enumerate(metas)]
+    done, read = through(made, tmp_path / "out.parquet", "llava")
+    text = "meta.{} but as JSON text".format
+    assert done.lost == {text("mixed"): 2, text("keys"): 2, text("empty"): 1, text("big"): 1, "meta.void": 1}
+    assert [one.meta for one in read] == [
+        {"mixed": "1", "keys": '{"a": 1}', "whole": 3, "empty": "{}", "list": ()},
+        {"mixed": '"one"', "keys": '{"b": 1}', "whole": 2.5, "big": str(1 << 70)},
+        {"whole": 1 << 20, "list": (1, None)},
+    ]
+
+
+def test_values_that_json_has_no_word_for_are_left_out_and_named(tmp_path: Path) -> None:
+    made = [Example("a", (), "?", meta={"what": object(), "kept": 1})]
+    for ending in (".json", ".parquet"):
+        done, read = through(made, tmp_path / f"out{ending}", "llava")
+        assert done.lost == {"meta.what": 1} and read[0].meta == {"kept": 1}
+
+
+# ---- what goes wrong
+
+
+def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path, folder: Path, given: list[Example]) -> None:
+    made = [*given, Example("gone", (folder / "none.jpg",), "?"), Example("broken", (b"no picture",), "?")]
+    for out, options in ((tmp_path / "new/a.json", {"copy": True}), (tmp_path / "new/a.parquet", {})):
+        with pytest.raises(BadInput, match=r"none\.jpg"):
+            list(convert.write(made, out, "llava", root=folder, **options))
+        assert not list((tmp_path / "new").rglob("*.*"))
+    with pytest.raises(BadInput, match="row 0: image cannot be read: 10 bytes"):
+        list(convert.write(made[-1:], tmp_path / "b.json"))
+    writing = convert.write(given, tmp_path / "stopped.json", root=folder, copy=True)
+    next(writing)
+    writing.close()
+    assert not list(tmp_path.rglob("*stopped*"))
+
+
+@pytest.mark.parametrize(
+    ("out", "to", "said"),
+    [
+        ("a.csv", None, "ends in .json, .jsonl or .parquet"),
+        ("a.csv", "llava", "are written as .json"),
+        ("a.json", "world", "'world' can be read but not written; write "),
+        ("a.json", "lava", "did you mean 'llava'"),
+        ("a.json", "rows", "rows are written as a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path: Path, out: str, to: str | None, said: str) -> None:
+    with pytest.raises(BadInput, match=said):
+        list(convert.write([Example("a", (), "?")], tmp_path / out, to))
+
+
+# ---- on the command line
+
+
+def test_the_verb_says_how_to_read_what_it_wrote_and_what_is_lost(
+    tmp_path: Path, folder: Path, given: list[Example], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through(given, folder / "in.json", root=folder)
+    monkeypatch.chdir(tmp_path)
+    assert cli.call(["data", "convert", "llava,pictures/in.json", "out.parquet", "--to", "llava"]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["5 rows: out.parquet", "  read it as: llava,out.parquet"]
+    assert cli.call(["data", "convert", "pictures/in.json", "out", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"out": "out", "data": "rows,out", "rows": 5, "copied": 0, "lost": {}}
+    assert isinstance(recipe.read("out"), rows.Rows)
+    assert cli.call(["data", "convert", "rows,out", "back.json", "--to", "llava"]) == 0
+    assert "read it as: llava,back.json,images=out" in capsys.readouterr().out
+    assert isinstance(recipe.read("llava,back.json,images=out"), llava.Read)
+    assert cli.call(["data", "convert", "rows,out", "back.json"]) == 2
+
+
+def test_a_world_goes_through_with_its_truth_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["data", "convert", "world,size=3", str(tmp_path / "out.jsonl"), "--to", "llava"]) == 0
+    said = capsys.readouterr().out
+    assert "3 pictures beside them" in said and "truth (3 rows)" in said and "rejected responses (3 rows)" in said
+
+
+def test_own_rows_keep_the_bytes_of_pictures(tmp_path: Path, folder: Path) -> None:
+    made = [Example("a", tuple(folder / name for name in KINDS), "?", (Response("x", images=(folder / "a.jpg",)),))]
+    assert list(own.write(made, tmp_path / "out")) == [1]
+    (read,) = rows.read(str(tmp_path / "out"))
+    assert contents(read) == contents(made[0])
+    assert read.responses[0].images and pictures.read(read.responses[0].images[0]) == (folder / "a.jpg").read_bytes()
