@@ -223,7 +223,7 @@ def mmpr(folder: Path, odd: bool = False) -> Path:
     bare = [of(number, put(scan, f"{number}.jpg", number)) for number in (54, 55)]
     meta = {
         "ai2d_cot_prefix": entry("ai2d/", plain, "ai2d_cot_prefix", 1),
-        "geo_correctness": entry("geo", bare, "geo_correctness", 2),
+        "geo_correctness": entry("geo", bare, "geo_correctness", 2 if odd else 1),
         "left_out": entry("geo", bare, "left_out", 0),
     }
     if odd:

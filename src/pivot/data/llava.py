@@ -1,7 +1,7 @@
 """LLaVA's rows: {id, image, conversations: [{from: human | gpt, value}]}, as JSON or JSON lines, and YAML mixtures of such files.
 
-Also Cambrian's files, and the captions that align a projector. The first turn must be a human's; what stands before it is dropped, a
-`system` turn is kept. What follows the first answer stays with it: the loss is on each of the assistant's turns.
+Also Cambrian's files, and the captions that align a projector. What a gpt says before any human is dropped, a `system` turn is kept.
+What follows the first answer stays with it: the loss is on each of the assistant's turns.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.reading import Read, Row, first, missing, root, spread, turns_of
+from pivot.data.reading import Read, Row, first, parted, placed, root, turns_of
+from pivot.data.saying import missing, of_role, spread
 from pivot.data.table import Chosen, Table, joined, table
 from pivot.plain import parse
-from pivot.records import BadInput, Example, Response, Turn
+from pivot.records import BadInput, Example, Turn
 from pivot.seen import Seen
 from pivot.world.dice import Dice
 
@@ -45,21 +46,18 @@ def knows(seen: Seen) -> bool:
 
 def example(row: Row) -> Example:
     """One row."""
-    turns = conversation(row, row.get("conversations"))
-    start = next((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-    prompt, said = turns[:start], turns[start:]
-    end = max((at for at, turn in enumerate(said) if turn["role"] == "assistant"), default=-1) + 1  # a question that nobody answers
+    prompt, responses = parted(conversation(row, row.get("conversations")))
     return Example(
         id=row.id,
         images=row.pictures("image"),
-        prompt=prompt[0]["content"] if len(prompt) == 1 else tuple(prompt),
-        responses=(Response(said[0]["content"] if end == 1 else tuple(said[:end])),) if end else (),
+        prompt=prompt,
+        responses=responses,
         **row.beside("image", "conversations"),
     )
 
 
 def conversation(row: Row, given: Any) -> list[Turn]:
-    """Turns as chat has them, from the first that is a system's or a human's."""
+    """Turns as chat has them, without answers that no human asked for."""
     if not isinstance(given, Sequence) or isinstance(given, str) or not given:
         raise row.wrong("'conversations' is no list of turns")
     turns = list[Turn]()
@@ -68,7 +66,7 @@ def conversation(row: Row, given: Any) -> list[Turn]:
         if speaker not in ROLES:
             raise row.wrong(f"turn {number} is from {speaker!r}, not from human, gpt or system")
         said = row.said(turn.get("value"), f"the value of turn {number}")
-        if turns or ROLES[speaker] != "assistant":
+        if ROLES[speaker] != "assistant" or any(turn["role"] == "user" for turn in turns):
             turns.append({"role": ROLES[speaker], "content": said})
     if not any(turn["role"] == "user" for turn in turns):
         raise row.wrong("no turn is a human's")
@@ -76,14 +74,15 @@ def conversation(row: Row, given: Any) -> list[Turn]:
 
 
 def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
-    """The example as a row: its chosen response, or its only one. A row without pictures has no `image`."""
+    """The example as a row: its chosen response, or its only one, and `<image>` for each picture. Without pictures there is no `image`."""
     alone = example.responses[0] if len(example.responses) == 1 else None
-    which = next((response for response in example.responses if response.role == "chosen"), alone)
+    which = of_role(example, "chosen") or alone
     said = turns_of(which.text, "assistant") if which else []
-    turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*turns_of(example.prompt, "user"), *said)]
+    asked = turns_of(placed(example.prompt, len(pictures)), "user")
+    turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*asked, *said)]
     image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
-    plain, lost = spread(example, {"id": example.id, **image, "conversations": turns})
-    return plain, lost + missing(example, [which.role] if which else [])
+    plain, lost = spread(example, {"id": example.id, **image, "conversations": turns}, taken=["image"])
+    return plain, lost + missing(example, [which] if which else [])
 
 
 # ---- mixtures

@@ -6,6 +6,7 @@ A reader is one module of this folder. It exports
     knows(seen: Seen) -> bool                                whether a file or folder is of this format (`pivot.seen`)
     row(example, pictures) -> (row, lost)                    if the format can be written: the row that says the example, `pictures`
                                                              standing for its images, and the names of what of it there is no place for
+                                                             (`saying.py`)
 
 and says what a row means in one function `Row -> Example`, which it hands to `Read`. Rows come from anyone: each value is checked where
 it is taken, and no name of a picture may lead out of the folder of pictures.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.table import Chosen, Plain, Table
+from pivot.data.turns import IMAGE
 from pivot.files import hash_json
-from pivot.records import AnswerKind, BadInput, Example, Turn
+from pivot.records import AnswerKind, BadInput, Example, Response, Turn
 
 if TYPE_CHECKING:
     from pivot.records import Picture
@@ -207,9 +209,28 @@ def root(path: Path | str, images: str | None, links: bool) -> Root:
 
 def first(table: Table, size: int | None) -> Table:
     """The first `size` rows; all for None."""
+    kept = first_of(len(table), size)
+    return table if kept == len(table) else Chosen(table, range(kept))
+
+
+def first_of(there: int, size: int | None) -> int:
+    """How many rows of those that are there are wanted."""
     if size is not None and size < 1:
         raise BadInput(f"size {size}: give at least one row, or leave it out for all")
-    return table if size is None or size >= len(table) else Chosen(table, range(size))
+    return there if size is None else min(size, there)
+
+
+def parted(turns: Sequence[Turn]) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:
+    """A conversation as a prompt, which ends before the first answer, and what follows it; a question that nobody answers is dropped."""
+    start = next((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
+    prompt, said = turns[:start], turns[start:]
+    end = max((at for at, turn in enumerate(said) if turn["role"] == "assistant"), default=-1) + 1
+    return bare(prompt, "user"), ((Response(bare(said[:end], "assistant")),) if end else ())
+
+
+def bare(turns: Sequence[Turn], speaker: str) -> str | tuple[Turn, ...]:
+    """What was said, as text if it is one turn of that speaker's."""
+    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == speaker else tuple(turns)
 
 
 def turns_of(said: str | Sequence[Turn], speaker: str) -> list[Turn]:
@@ -217,32 +238,10 @@ def turns_of(said: str | Sequence[Turn], speaker: str) -> list[Turn]:
     return [{"role": speaker, "content": said}] if isinstance(said, str) else list(said)
 
 
-def spread(example: Example, own: Mapping[str, Any], holds: Collection[str] = OWN) -> tuple[dict[str, Any], list[str]]:
-    """A row of `own` fields and, beside them, what else an example says; and names of what there is no place for."""
-    lost = list[str]()
-    beside = {key: getattr(example, key) for key in OWN if getattr(example, key) is not None}
-    lost += [key for key in beside if key not in holds or key in own]
-    row = {**own, **{key: value for key, value in beside.items() if key in holds and key not in own}}
-    for key, value in example.meta.items():
-        if key in row:
-            lost.append(f"meta.{key}")
-        else:
-            row[key] = value
-    if example.truth is not None:
-        lost.append("truth")
-    return row, lost
-
-
-def missing(example: Example, roles: Sequence[str]) -> list[str]:
-    """What a row with the first response of each of these roles lacks of an example's responses."""
-    left, kept, lost = list(roles), [], list[str]()
-    for response in example.responses:
-        if response.role in left:
-            left.remove(response.role)
-            kept.append(response)
-        else:
-            lost.append(f"{response.role} responses")
-    lost += ["ratings" for response in kept if response.rating is not None]
-    lost += ["errors of responses" for response in kept if response.error is not None]
-    lost += ["pictures of responses" for response in kept if response.images is not None]
-    return lost
+def placed(prompt: str | Sequence[Turn], pictures: int, behind: str = "\n") -> str | tuple[Turn, ...]:
+    """The prompt with an `<image>` for each picture: in front of the first user turn, where it has none at all."""
+    turns = turns_of(prompt, "user")
+    first = next((at for at, turn in enumerate(turns) if turn["role"] == "user"), None)
+    if first is not None and not any(IMAGE in turn["content"] for turn in turns):
+        turns[first] = {**turns[first], "content": (IMAGE + behind) * pictures + turns[first]["content"]}
+    return turns[0]["content"] if isinstance(prompt, str) else tuple(turns)

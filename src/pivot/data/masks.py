@@ -1,0 +1,110 @@
+"""Pictures with a map of class numbers each: SceneParse150's `images/SPLIT/x.jpg` with `annotations/SPLIT/x.png`, or two plain folders.
+
+A map has a number for each pixel, as grey or as the index of a palette; 0 is what nobody labelled. It is read when its row is asked for,
+and must be of its picture's size.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pivot.data.lazy import MANY, Lazy
+from pivot.data.listing import Listing, folders, is_picture
+from pivot.data.reading import Root, first_of, look
+from pivot.files import hash_json
+from pivot.pictures import ORIENTATION, opened
+from pivot.records import BadInput, Example, Truth
+from pivot.seen import Seen
+
+MASKS = ("annotations", "masks", "labels")  # what the folder of maps is called
+IMAGES = "images"
+GLANCE = 50
+
+
+@dataclass(frozen=True)
+class Masks(Lazy[Example]):
+    """Pictures in one folder, and in another for each of them a map under the same name."""
+
+    root: Root
+    maps: Root
+    names: Listing
+    tagged: bool = False
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def one(self, index: int) -> Example:
+        name = self.names[index]
+        image, mask = self.root.path(name), self.maps.path(f"{os.path.splitext(name)[0]}.png")
+        return Example(id=os.path.splitext(name)[0], images=(image,), prompt="", truth=_truth(image, mask))
+
+    def where(self, index: int) -> str:
+        """The place of a picture, for messages."""
+        return str(self.root.folder / self.names[index])
+
+    def fingerprint(self) -> str:
+        """Of the names, and, as long as these are not more than MANY, of size and time of the files."""
+        files = [self.root.folder, self.maps.folder]
+        inside = range(len(self)) if len(self) <= MANY else range(0)
+        names = [(self.names[index], f"{os.path.splitext(self.names[index])[0]}.png") for index in inside]
+        return hash_json(
+            [self.names.fingerprint(), [[look(folder / name) for folder, name in zip(files, both, strict=True)] for both in names]]
+        )
+
+
+def read(
+    path: str, *, split: str | None = None, images: str = IMAGES, masks: str | None = None, size: int | None = None, links: bool = False
+) -> Masks:
+    """Open a folder that holds the folders `images` and `masks` (by default the one of annotations, masks, labels that is there).
+
+    `split`: the folder in both of these that is meant, as training or validation. `links` may lead out of the folder.
+    """
+    whole = Path(path)
+    maps = masks or next((name for name in MASKS if (whole / name).is_dir()), MASKS[0])
+    places = [whole / name / (split or "") for name in (images, maps)]
+    for place in places:
+        if not place.is_dir():
+            inside = ", ".join(folders(place.parent)[:5]) if place.parent.is_dir() else ""
+            raise BadInput(
+                f"folder not found: {place}; check {'split=' if split else 'images= and masks='} ({inside or 'no folders'} there)"
+            )
+    names = Listing.of(places[0])
+    if not len(names):
+        inside = ", ".join(folders(places[0])[:5])
+        raise BadInput(f"{places[0]} holds no pictures; {f'give split= one of {inside}' if inside else 'check the path'}")
+    return Masks(Root(places[0], links), Root(places[1], links), names.first(first_of(len(names), size)))
+
+
+def knows(seen: Seen) -> bool:
+    """A folder of pictures beside one of maps, and no file of rows."""
+    rows = any(name.endswith((".json", ".jsonl", ".parquet")) for name in seen.inside)
+    maps = next((name for name in MASKS if name in seen.inside), None)
+    return seen.kind == "folder" and IMAGES in seen.inside and maps is not None and not rows and _holds_maps(seen.path / maps)
+
+
+def _holds_maps(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    inside = [folder, *(folder / name for name in folders(folder))]
+    return any(is_picture(entry.name) for one in inside for entry in islice(os.scandir(one), GLANCE))
+
+
+def _truth(image: Path, mask: Path) -> Truth:
+    with opened(image) as picture:
+        upright = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else picture.size
+    with opened(mask) as found:
+        if found.mode not in ("L", "P", "1") and not found.mode.startswith("I"):
+            raise BadInput(f"{mask} is in colour ({found.mode}), not a map of class numbers; save it as grey or with a palette")
+        numbers = np.asarray(found).astype(np.int64)
+    if numbers.shape != upright[::-1]:
+        raise BadInput(
+            f"{mask} is of {numbers.shape[1]} x {numbers.shape[0]} pixels, its picture of {upright[0]} x {upright[1]}; mend one of them"
+        )
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() <= 255:
+        raise BadInput(f"{mask} has class numbers up to {numbers.max()}; only 0 to 255 can be held")
+    return Truth(numbers.astype(np.uint8), (), np.zeros(numbers.shape, bool))
