@@ -20,6 +20,7 @@ VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
     "data convert": {"source", "out", "--to", "--copy", "--json"},
+    "data filter": {"source", "out", "--rule", "--size", "--seed", "--tokenizer", "--to", "--copy", "--json"},
     "data make": {"out", "--data", "--json"},
     "data show": {"--data", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--only", "--json"},

@@ -1,17 +1,21 @@
-"""Verbs on data: data make, data show, data convert."""
+"""Verbs on data: data make, data show, data convert, data filter."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pivot.cli.app import Json, Source, data, free, live, show
-from pivot.records import BadInput
+from pivot.oneline import described
+from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
     from pivot.data.convert import Written
+
+Set = tuple[str, Sequence[Example], str, Mapping[str, int]]  # how its file's name ends, its rows, their format, how many of what
 
 
 @data.command("make")
@@ -36,6 +40,7 @@ def data_make(
 
 From = Annotated[str, typer.Argument(metavar="DATA", help="A file or folder, or READER,KEY=VALUE,...")]
 To = Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of the result; else what its name says.")]
+Copy = Annotated[bool, typer.Option("--copy", help="Copy pictures beside the rows.")]
 
 
 @data.command("convert")
@@ -43,7 +48,7 @@ def data_convert(
     source: From,
     out: Annotated[Path, typer.Argument(help="A .json, .jsonl or .parquet file, or a folder.")],
     to: To = None,
-    copy: Annotated[bool, typer.Option("--copy", help="Copy pictures beside the rows.")] = False,
+    copy: Copy = False,
     json: Json = False,
 ) -> None:
     """Write data in another format."""
@@ -57,6 +62,72 @@ def data_convert(
         for written in write(examples, out, to, copy=copy):
             tick(written.rows, len(examples))
     show(_told(written), json, text="\n".join(_lines(written)))
+
+
+@data.command("filter")
+def data_filter(
+    source: From,
+    out: Annotated[Path, typer.Argument(help="As for convert; of official20k a folder for two files.")],
+    rule: Annotated[str, typer.Option(help="under30, nothink, shift:PERCENT, nested:N,N,... or official20k.")],
+    size: Annotated[int, typer.Option(min=1, help="How many rows to take; nested has sizes of its own.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 777,
+    tokenizer: Annotated[str | None, typer.Option(help="For official20k: a folder or hf:OWNER/NAME.")] = None,
+    to: To = None,
+    copy: Copy = False,
+    json: Json = False,
+) -> None:
+    """Take rows as the paper's sets were taken."""
+    from pivot.data.convert import write
+    from pivot.data.filters import path
+    from pivot.recipe import read
+
+    examples = read(source)
+    sets = (
+        _official(examples, tokenizer, size, seed)
+        if rule == "official20k"
+        else _picked(examples, rule, size, seed, _format(source, out, to))
+    )
+    places = [out / ending if rule == "official20k" else path(out, ending) for ending, _, _, _ in sets]
+    for place in places:
+        free(place)
+    told, lines = [], []
+    with live(json) as screen:
+        for place, (_, rows, form, counts) in zip(places, sets, strict=True):
+            tick = screen.progress(f"data filter, {place.name}")
+            for written in write(rows, place, form, copy=copy):
+                tick(written.rows, len(rows))
+            told.append({**_told(written), "counts": counts})
+            lines += [*_lines(written), "  of " + ", ".join(f"{count:,} {what}" for what, count in counts.items())]
+    show({"rule": rule, "seed": seed, "sets": told}, json, text="\n".join(lines))
+
+
+def _format(source: str, out: Path, to: str | None) -> str:
+    """The asked one, else the data's own, else what the file's name says."""
+    from pivot.data.convert import default, written
+
+    own = described(source)["read"]
+    return to or (own if own in written() else default(out))
+
+
+def _picked(examples: Sequence[Example], rule: str, size: int, seed: int, form: str) -> list[Set]:
+    from pivot.data.convert import Subset
+    from pivot.data.filters import pick, summary
+
+    found = pick(rule, summary(examples), size, seed)
+    return [(ending, Subset(examples, one.numbers), form, one.counts) for ending, one in found.items()]
+
+
+def _official(examples: Sequence[Example], tokenizer: str | None, size: int, seed: int) -> list[Set]:
+    from pivot.data.convert import Subset
+    from pivot.data.official import counter, dpo, pick, sft
+
+    if not tokenizer:
+        raise BadInput("rule official20k counts tokens; name whose with --tokenizer, as in --tokenizer hf:Qwen/Qwen2.5-1.5B-Instruct")
+    one = pick(examples, counter(tokenizer), size, seed)
+    return [
+        ("sft.json", Subset(examples, one.numbers, sft), "llava", one.counts),
+        ("dpo.json", Subset(examples, one.numbers, dpo), "llava_dpo", one.counts),
+    ]
 
 
 def _told(written: Written) -> dict[str, Any]:

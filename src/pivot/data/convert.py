@@ -19,6 +19,8 @@ from typing import Any
 from pivot import lookup, progress
 from pivot.data import write as own
 from pivot.data.beside import Apart, Names, called, inside, label
+from pivot.data.lazy import Lazy
+from pivot.data.reading import Root
 from pivot.data.table import JSON, PARQUET
 from pivot.files import to_json, whole_file, whole_folder
 from pivot.records import BadInput, Example
@@ -26,6 +28,30 @@ from pivot.records import BadInput, Example
 FORMATS = {".json": "llava", ".jsonl": "trl", ".ndjson": "trl", ".parquet": "trl", "": "rows"}  # where nobody says which
 IMAGES = "images"
 RowOf = Callable[[Example, Sequence[Any]], tuple[dict[str, Any], list[str]]]  # a reader's `row`
+
+
+@dataclass(frozen=True)
+class Subset(Lazy[Example]):
+    """Some examples of a sequence, by number, perhaps each made into another."""
+
+    examples: Sequence[Example]
+    numbers: Sequence[int]
+    made: Callable[[int, Example], Example] = lambda _number, example: example
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def one(self, index: int) -> Example:
+        return self.made(self.numbers[index], self.examples[self.numbers[index]])
+
+    @property
+    def root(self) -> Root | None:
+        """The folder of pictures."""
+        return getattr(self.examples, "root", None)
+
+    def where(self, index: int) -> str:
+        """The place of a row, for messages."""
+        return place(self.examples, self.numbers[index])
 
 
 @dataclass
@@ -141,7 +167,8 @@ def _json(examples: Sequence[Example], out: Path, format: str, row: RowOf, kept:
                 _at(examples, number, names.of, source, f"{number:06d}-{which}-{label(source, example)}")
                 for which, source in enumerate(example.images)
             ]
-            text, lost = _text(*row(example, pictures), example)
+            plain, lost = _at(examples, number, row, example, pictures)
+            text, lost = _text(plain, lost, example)
             file.write(f"{',' if array and number else ''}{text}\n")
             found.rows, found.copied = number + 1, names.copied
             found.lost.update(set(lost))
@@ -193,7 +220,7 @@ def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, ho
 
     def said(number: int, example: Example) -> tuple[dict[str, Any], list[str]]:
         pictures = [Embedded(source, inside(source, home) or called(source)) for source in example.images]
-        plain, lost = row(example, pictures)
+        plain, lost = _at(examples, number, row, example, pictures)
         odd = [key for key in example.meta if key in plain and (plain[key] is None or not _plain(plain[key]))]
         return {key: value for key, value in plain.items() if key not in odd}, [*lost, *(f"meta.{key}" for key in odd)]
 
