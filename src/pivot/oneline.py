@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,10 +18,10 @@ from pivot.seen import reader_of
 def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
     """One line that names data, as plain values: `world,split=test,size=600`, or a path, whose format is found by looking.
 
-    Commas within [] and {} part nothing. A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the
+    Commas within brackets part nothing. A first option without a key is the path, where the reader needs one: `rows,FOLDER`. What the
     reader takes as text alone stays as it is written: `path=2024` is a folder, not a number. `sets`: data sets that it might have meant.
     """
-    reader, *options = re.split(r",(?![^\[\]]*\]|[^{}]*\})", source)
+    reader, *options = _split(source)
     if not reader.strip():
         raise BadInput(f"data '{source}' names no reader; write READER,KEY=VALUE,... as in world,split=test,size=600")
     known = lookup.names("data")
@@ -47,6 +46,18 @@ def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
         else:
             plain = override(plain, option)
     return plain
+
+
+def _split(source: str) -> list[str]:
+    """The parts between commas, of which those within [], {} and () part nothing: published folders are called `tqa(cauldron,llava_format)`."""
+    parts, depth = [""], 0
+    for character in source:
+        depth += (character in "[{(") - (character in "]})")
+        if character == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _reader_of(path: str) -> str:
