@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import published
 import pytest
 from PIL import Image
 
 from pivot import cli, pictures, recipe
 from pivot.data import convert, llava, rows
 from pivot.data import write as own
-from pivot.records import BadInput, Example, Response, Truth
+from pivot.records import BadInput, Example, Response, Role, Truth
 
 KINDS = {"a.jpg": "JPEG", "b/c d.png": "PNG", "b/e.gif": "GIF", "f.webp": "WEBP"}
 
@@ -43,6 +45,7 @@ def given(folder: Path) -> list[Example]:
         Example("two/../é", tuple(files[1:3]), "<image><image>\nAlike?", (chosen,), meta={"source": "x", "score": 4, "tags": ("a", "b")}),
         Example("talk", (files[3],), "<image>\nColour?", (Response(talk), Response("Blue.", "rejected")), meta={"score": 0.5}),
         Example("asked", (files[0],), asked, (chosen, rejected), domain="General", meta={"box": {"x": 1, "y": (2, 3)}}),
+        Example("sampled", (), "?", (Response("x", "sampled", rating=0.5),)),
         Example("no picture", (), "2 + 3?", (Response("5"), Response("6", "rejected"))),
     ]
 
@@ -53,34 +56,102 @@ def through(given: Sequence[Example], out: Path, to: str | None = None, **option
     return done, recipe.read(done.source)
 
 
-def contents(example: Example) -> list[bytes]:
-    return [pictures.read(image) for image in example.images]
+def contents(example: Example | Response) -> list[bytes]:
+    return [pictures.read(image) for image in example.images or ()]
 
 
-def kept(example: Example, lost: Sequence[str]) -> Example:
-    """What is left of an example without what was named as lost."""
-    responses = tuple(
-        replace(one, rating=None, error=None, images=None) for one in example.responses if f"{one.role} responses" not in lost
-    )
-    meta = {key: value for key, value in example.meta.items() if not any(name.split(" ")[0] == f"meta.{key}" for name in lost)}
-    bare = {name: None for name in ("answer", "answer_kind", "task", "domain", "truth") if name in lost}
-    return replace(example, images=(), responses=responses, meta=meta, **bare)
+def bare(said: str | Sequence[Mapping[str, str]], speaker: str) -> list[tuple[str, str]]:
+    """Who says what, without what stands for pictures: formats that must say <image> say where, in others a rule does."""
+    turns = [{"role": speaker, "content": said}] if isinstance(said, str) else said
+    texts = [(turn["role"], " ".join(turn["content"].replace("<image>", " ").split())) for turn in turns]
+    return [(role, text) for role, text in texts if text or len(texts) == 1]
 
 
-TARGETS = [("llava", ".json"), ("llava", ".jsonl"), ("llava", ".parquet"), ("rows", "")]
+def what_is_left(example: Example, lost: Collection[str]) -> dict[str, Any]:
+    """What an example says without what is named as lost; a name that nobody knows is a KeyError."""
+    responses = [(one.role, bare(one.text, "assistant"), one.rating, one.error, contents(one)) for one in example.responses]
+    own = ("answer_kind", "task", "domain")
+    found: dict[str, Any] = {"id": example.id, "prompt": bare(example.prompt, "user"), "images": contents(example), "meta": example.meta}
+    found |= {name: getattr(example, name) for name in own} | {"answer": example.answer or None}
+    found["truth"] = example.truth and example.truth.classes.tolist()
+    roles = {role for role in get_args(Role) if f"{role} responses" in lost}
+    metas = {name.removeprefix("meta.").partition(" ")[0] for name in lost if name.startswith("meta.")}
+    found["meta"] = {key: value for key, value in example.meta.items() if key not in metas}
+    found["responses"] = [(role, text) for role, text, *_ in responses if role not in roles]
+    beside = {"ratings": 2, "errors of responses": 3, "pictures of responses": 4}
+    found |= {name: [one[at] for one in responses if one[0] not in roles] for name, at in beside.items()}
+    for name in lost:
+        if name == "pictures but the first":
+            found["images"] = found["images"][:1]
+        elif name == "where the prompt ends":
+            found["prompt"] += [turn for _, said in found.pop("responses") for turn in said]
+        elif name == "turns before the question":
+            found["prompt"] = found["prompt"][-1:]
+        elif name == "turns after the first answer":
+            found["responses"] = [(role, text[:1]) for role, text in found["responses"]]
+        elif name == "roles of responses":
+            found["responses"] = [text for _, text in found["responses"]]
+        elif name.removesuffix(" responses") not in roles and not name.startswith("meta."):
+            del found[name]
+    return found
 
 
-@pytest.mark.parametrize(("to", "ending"), TARGETS)
-@pytest.mark.parametrize("copy", [False, True])
-def test_what_the_target_holds_comes_back_equal(tmp_path: Path, given: list[Example], to: str, ending: str, copy: bool) -> None:
-    done, read = through(given, tmp_path / f"out{ending}", to, copy=copy, root=tmp_path / "pictures")
+def takes(row: Callable[..., Any] | None, example: Example) -> bool:
+    """Whether a format has rows of this kind: some have nothing but pairs, or nothing but pictures with their captions."""
+    try:
+        return row is None or bool(row(example, list(example.images)))
+    except BadInput as refused:
+        assert "write another format" in str(refused)
+        return False
+
+
+def nothing_is_lost_unnamed(given: Sequence[Example], out: Path, to: str, **options: Any) -> int:
     row = None if to == "rows" else convert.row_of(to)
-    for one, other in zip(given, read, strict=True):
-        lost = row(one, [0] * len(one.images))[1] if row else []
-        texts = [name for name in done.lost if name.endswith("as JSON text")]
-        assert kept(one, [*lost, *texts]) == kept(other, texts)
-        assert contents(one) == contents(other)
-        assert all(done.lost[name] for name in lost)
+    taken = convert.Subset(given, [number for number, example in enumerate(given) if takes(row, example)])
+    if not taken:
+        return 0
+    done, read = through(taken, out, to, **options)
+    counted = Counter[str]()
+    for one, other in zip(taken, read, strict=True):
+        lost = set(row(one, list(one.images))[1] if row else [])
+        texts = {name for name in done.lost if name.endswith("as JSON text") and name.split()[0].removeprefix("meta.") in one.meta}
+        before, after = what_is_left(one, lost | texts), what_is_left(other, lost | texts)
+        if to == "vlaa":  # which knows the task from the picture's folder
+            after |= {name: None for name in ("task", "answer_kind") if name in before and before[name] is None}
+        if to == "rlaif":  # whose rows have a place for it, filled or not
+            after["meta"] = {key: value for key, value in after["meta"].items() if key != "ds_name" or key in before["meta"]}
+        assert before == after
+        counted.update(lost | texts)
+    assert counted == done.lost
+    return len(taken)
+
+
+TARGETS = ("captions", "llava", "llava_dpo", "mmpr", "onevision", "rlaif", "rows", "trl", "vlaa")
+SPLITS = {(published.masks, False): "validation", (published.masks, True): "training", (published.classes, True): "val"}
+
+
+def test_these_are_the_formats_that_can_be_written() -> None:
+    assert convert.written() == list(TARGETS)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
+def test_what_the_target_holds_comes_back_equal(tmp_path: Path, given: list[Example], ending: str, copy: bool) -> None:
+    for to in TARGETS:
+        out = tmp_path / to / (f"out{ending}" if to != "rows" else "out")
+        assert nothing_is_lost_unnamed(given, out, to, copy=copy, root=tmp_path / "pictures") >= 3
+
+
+@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("layout", published.READERS, ids=lambda layout: layout.__name__)
+def test_any_published_format_becomes_any_other(tmp_path: Path, layout: published.Layout, odd: bool) -> None:
+    split = SPLITS.get((layout, odd))
+    given = recipe.read(f"{published.READERS[layout]},{layout(tmp_path / 'in', odd)}{f',split={split}' if split else ''}")
+    written = 0
+    for number, to in enumerate(TARGETS):
+        ending = (".parquet", ".json", ".jsonl")[(number + odd) % 3] if to != "rows" else ""
+        written += bool(nothing_is_lost_unnamed(given, tmp_path / to / f"out{ending}", to))
+    assert written >= 4
 
 
 # ---- where pictures are
@@ -91,7 +162,7 @@ def test_pictures_that_are_files_keep_their_names(tmp_path: Path, folder: Path, 
     assert done.source == f"llava,{tmp_path}/new/out.json,images={folder}" and done.copied == 0
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out.json"]
     plain = json.loads((tmp_path / "new/out.json").read_text())
-    assert [row.get("image") for row in plain] == ["a.jpg", ["b/c d.png", "b/e.gif"], "f.webp", "a.jpg", None]
+    assert [row.get("image") for row in plain] == ["a.jpg", ["b/c d.png", "b/e.gif"], "f.webp", "a.jpg", None, None]
     assert read[0].images == given[0].images
 
 
@@ -136,7 +207,7 @@ def test_parquet_holds_bytes_and_names_and_gives_them_back(tmp_path: Path, folde
 
     done, read = through(given, tmp_path / "out.parquet", "llava", root=folder)
     named = [[image["path"] for image in row or ()] for row in pq.read_table(tmp_path / "out.parquet").column("image").to_pylist()]
-    assert named == [["a.jpg"], ["b/c d.png", "b/e.gif"], ["f.webp"], ["a.jpg"], []]
+    assert named == [["a.jpg"], ["b/c d.png", "b/e.gif"], ["f.webp"], ["a.jpg"], [], []]
     _, again = through(read, tmp_path / "again.json")
     assert [contents(one) for one in again] == [contents(one) for one in given]
     assert sorted(path.name for path in (tmp_path / "images/again/rows").iterdir())[1] == "000001-0-c_d.png"
@@ -160,7 +231,8 @@ def test_what_is_lost_is_named_and_counted_by_rows(tmp_path: Path, given: list[E
     several = (Response("a", "sampled", rating=1.0), Response("b", "sampled"), Response("c", error="made up"))
     made = [*given, replace(given[0], responses=several, truth=truth)]
     done, _ = through(made, tmp_path / "out.json", "llava", root=tmp_path / "pictures")
-    assert done.lost == {"rejected responses": 4, "sampled responses": 1, "errors of responses": 1, "truth": 1}
+    of_responses = {"rejected responses": 4, "sampled responses": 1, "errors of responses": 1, "ratings": 1, "roles of responses": 1}
+    assert done.lost == {**of_responses, "truth": 1}
 
 
 def test_fields_of_no_one_type_become_json_text_in_parquet_and_are_named(tmp_path: Path) -> None:
@@ -228,10 +300,10 @@ def test_the_verb_says_how_to_read_what_it_wrote_and_what_is_lost(
     through(given, folder / "in.json", root=folder)
     monkeypatch.chdir(tmp_path)
     assert cli.call(["data", "convert", "llava,pictures/in.json", "out.parquet", "--to", "llava"]) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == ["5 rows: out.parquet", "  read it as: llava,out.parquet"]
+    assert capsys.readouterr().out.splitlines()[:2] == ["6 rows: out.parquet", "  read it as: llava,out.parquet"]
     assert cli.call(["data", "convert", "pictures/in.json", "out", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {"out": "out", "data": "rows,out", "rows": 5, "copied": 0, "lost": {}}
+    assert told == {"out": "out", "data": "rows,out", "rows": 6, "copied": 0, "lost": {}}
     assert isinstance(recipe.read("out"), rows.Rows)
     assert cli.call(["data", "convert", "rows,out", "back.json", "--to", "llava"]) == 0
     assert "read it as: llava,back.json,images=out" in capsys.readouterr().out

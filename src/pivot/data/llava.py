@@ -74,14 +74,18 @@ def conversation(row: Row, given: Any) -> list[Turn]:
 
 
 def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
-    """The example as a row: its chosen response, or its only one, and `<image>` for each picture. Without pictures there is no `image`."""
-    alone = example.responses[0] if len(example.responses) == 1 else None
+    """The example as a row: its chosen response, or its only one if that is not rejected, and `<image>` for each picture.
+
+    A row without pictures has no `image`.
+    """
+    alone = example.responses[0] if len(example.responses) == 1 and example.responses[0].role != "rejected" else None
     which = of_role(example, "chosen") or alone
     said = turns_of(which.text, "assistant") if which else []
     asked = turns_of(placed(example.prompt, len(pictures)), "user")
     turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*asked, *said)]
     image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
     plain, lost = spread(example, {"id": example.id, **image, "conversations": turns}, taken=["image"])
+    lost += ["where the prompt ends"] if any(turn["role"] == "assistant" for turn in asked) else []  # it is read up to the first answer
     return plain, lost + missing(example, [which] if which else [])
 
 

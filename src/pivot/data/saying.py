@@ -35,6 +35,7 @@ def spread(example: Example, own: Mapping[str, Any], taken: Collection[str] = ()
 def missing(example: Example, kept: Sequence[Response]) -> list[str]:
     """What a row with the texts of these responses lacks of an example's responses."""
     lost = [f"{response.role} responses" for response in example.responses if not any(response is one for one in kept)]
+    lost += ["roles of responses" for response in kept if response.role == "sampled"]  # which will be read as the chosen one
     lost += ["ratings" for response in kept if response.rating is not None]
     lost += ["errors of responses" for response in kept if response.error is not None]
     lost += ["pictures of responses" for response in kept if response.images is not None]
