@@ -152,10 +152,11 @@ def onevision(folder: Path, odd: bool = False) -> Path:
         return {"id": f"{source}-{number}", "image": hub(number, f"{number}.jpg"), "conversations": talk, "data_source": source}
 
     text = {"id": "magpie-1", "image": None, "conversations": asked("Tell a joke.", "No."), "data_source": "magpie_pro"}
+    other = {**text, "id": "magpie-2", "conversations": asked("Tell another.", "Yes.")}
     whole = folder / "LLaVA-OneVision-Data"
     parquet(whole / "ai2d(gpt4v)" / "train-00000-of-00002.parquet", [of(21, "ai2d"), of(22, "ai2d"), of(23, "ai2d")], schema)
     parquet(whole / "ai2d(gpt4v)" / "train-00001-of-00002.parquet", [of(24, "ai2d")], schema)
-    parquet(whole / "magpie_pro(l3_80b_mt)" / "train-00000-of-00001.parquet", [text, {**text, "id": "magpie-2"}], schema)
+    parquet(whole / "magpie_pro(l3_80b_mt)" / "train-00000-of-00001.parquet", [text, other], schema)
     if odd:
         twice, none = of(25, "tqa", "<image>\n<image>\nWhich?"), of(26, "tqa", "What is it?")
         parquet(whole / "tqa(cauldron,llava_format)" / "train-00000-of-00001.parquet", [twice, none], schema)

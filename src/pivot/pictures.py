@@ -23,8 +23,17 @@ KINDS = {"JPEG", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPE
 Image.init()
 FORMATS = tuple(kind for kind in Image.OPEN if kind in KINDS)  # Pillow may be built without some
 ORIENTATION = 0x0112  # EXIF's tag
+TURNED = (5, 6, 7, 8)  # its values of pictures whose sides change places
 # Pillow refuses more than 179 million pixels, which decoded are half a gigabyte. Of half as many it warns; that is big, but a picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+
+class Missing(BadInput):
+    """A picture that is not there."""
+
+
+class TooLarge(BadInput):
+    """A picture of more pixels than are decoded."""
 
 
 def picture(source: Picture) -> Image.Image:
@@ -38,6 +47,19 @@ def picture(source: Picture) -> Image.Image:
         return _rgb(_upright(image))
 
 
+def size(source: Picture) -> tuple[int, int]:
+    """(width, height) of what `picture` makes of it, which refuses the same. A JPEG is read to its end, but most of its pixels not made."""
+    if isinstance(source, Image.Image):
+        return source.size
+    with opened(source) as image:
+        if image.format != "JPEG":
+            return _rgb(_upright(image)).size
+        width, height = image.size
+        image.draft("L", (1, 1))
+        image.load()
+        return (height, width) if _orientation(image) in TURNED else (width, height)
+
+
 @contextmanager
 def opened(source: Path | str | bytes | Picture) -> Iterator[Image.Image]:
     """A picture whose header has been read. What goes wrong then and while the block decodes it is a `BadInput` that names it."""
@@ -48,13 +70,13 @@ def opened(source: Path | str | bytes | Picture) -> Iterator[Image.Image]:
     except BadInput:
         raise
     except FileNotFoundError:
-        raise BadInput(f"image not found: {where}; check the path or the data's image root") from None
+        raise Missing(f"image not found: {where}; check the path or the data's image root") from None
     except Image.DecompressionBombError:
-        raise BadInput(
+        raise TooLarge(
             f"image is too large: {where} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; shrink it or drop the row"
         ) from None
     except MemoryError:
-        raise BadInput(f"image is too large for this machine's memory: {where}; shrink it or drop the row") from None
+        raise TooLarge(f"image is too large for this machine's memory: {where}; shrink it or drop the row") from None
     except Exception as broken:  # decoders of damaged files raise whatever they run into: struct.error, IndexError, ...
         raise BadInput(f"image cannot be read: {where} ({_said(broken, where)}); replace it or drop the row") from None
 
@@ -81,7 +103,7 @@ def read(source: Picture) -> bytes:
         try:
             return Path(source).read_bytes()
         except FileNotFoundError:
-            raise BadInput(f"image not found: {source}; check the path or the data's image root") from None
+            raise Missing(f"image not found: {source}; check the path or the data's image root") from None
         except (OSError, ValueError) as failed:
             raise BadInput(f"image cannot be read: {source} ({failed}); replace it or drop the row") from None
     if isinstance(source, Image.Image):
@@ -94,9 +116,15 @@ def read(source: Picture) -> bytes:
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as its camera meant it to be held. Damaged EXIF data say nothing."""
     with suppress(Exception):
-        if image.getexif().get(ORIENTATION, 1) != 1:
+        if _orientation(image) != 1:
             return ImageOps.exif_transpose(image)
     return image
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -202,24 +202,52 @@ def _caption(example: Example, number: int, processor: ProcessorMixin) -> Span:
 # ---- rows
 
 
-def _trunk(example: Example, bare: Span, images: Sequence[Picture], responses: tuple[int, ...], processor: ProcessorMixin) -> Trunk:
+@dataclass(frozen=True)
+class Bare:
+    """A trunk before its pictures are looked at: each still is one placeholder."""
+
+    span: Span
+    images: tuple[Picture, ...]
+    responses: tuple[int, ...]
+
+
+def spoken(
+    example: Example, processor: ProcessorMixin, label_mask: LabelMask = "clean", template: Style = "chat"
+) -> tuple[tuple[Bare, ...], tuple[Span, ...]]:
+    """The text of an example in tokens: its trunks and its branches. No picture is opened."""
+    own = [(response.images, (n,)) for n, response in enumerate(example.responses) if response.images is not None]
+    rest = tuple(n for n, response in enumerate(example.responses) if response.images is None)
+    trunks, branches = [], {}
+    for images, responses in [(example.images, rest), *own] if rest or not own else own:
+        if template == "plain":
+            span = _pictures(example, images, processor)
+            branches.update({n: _caption(example, n, processor) for n in responses})
+        else:
+            prompt = listed(example, len(images), processor)
+            span = _asked(example, prompt, processor, label_mask)
+            branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
+        if span.ids.count(formatting(processor).image) != len(images):
+            raise BadInput(f"row {example.id}: the chat template does not place its {len(images)} images; give the processor another one")
+        trunks.append(Bare(span, images, responses))
+    return tuple(trunks), tuple(branches[n] for n in sorted(branches))
+
+
+def _trunk(example: Example, bare: Bare, processor: ProcessorMixin) -> Trunk:
     """The trunk that `bare` becomes when each placeholder makes room for its picture."""
     try:
-        seen = sights(processor, [picture(p) for p in images])
+        seen = sights(processor, [picture(p) for p in bare.images])
     except ValueError as broken:  # some image processors have limits of their own
         raise BadInput(f"row {example.id}: {broken}") from None
     placeholder = formatting(processor).image
-    if bare.ids.count(placeholder) != len(seen):
-        raise BadInput(f"row {example.id}: the chat template does not place its {len(images)} images; give the processor another one")
     span, places, waiting = Span(), list[int](), iter(seen)
-    for token, supervised in zip(bare.ids, bare.supervised, strict=True):
+    for token, supervised in zip(bare.span.ids, bare.span.supervised, strict=True):
         if token == placeholder:
             places.append(len(span))
             span.add([token] * next(waiting).tokens, False)
         else:
             span.add([token], supervised)
     span.supervised[0] = False  # nothing predicts the first token
-    return Trunk(span, seen, tuple(places), responses)
+    return Trunk(span, seen, tuple(places), bare.responses)
 
 
 def encode(
@@ -241,19 +269,8 @@ def encode(
         raise BadInput(f"no label mask '{label_mask}'; known: {', '.join(get_args(LabelMask))}")
     if template == "chat" and label_mask == "llava_next" and formatting(processor).anywhere is None:
         raise BadInput("label_mask llava_next is defined for ChatML templates; use clean")
-    own = [(response.images, (n,)) for n, response in enumerate(example.responses) if response.images is not None]
-    rest = tuple(n for n, response in enumerate(example.responses) if response.images is None)
-    trunks, branches = [], {}
-    for images, responses in [(example.images, rest), *own] if rest or not own else own:
-        if template == "plain":
-            bare = _pictures(example, images, processor)
-            branches.update({n: _caption(example, n, processor) for n in responses})
-        else:
-            prompt = listed(example, len(images), processor)
-            bare = _asked(example, prompt, processor, label_mask)
-            branches.update({n: _branch(example, n, prompt, processor, label_mask) for n in responses})
-        trunks.append(_trunk(example, bare, images, responses, processor))
-    row = Row(example.id, tuple(trunks), tuple(branches[n] for n in sorted(branches)))
+    bare, branches = spoken(example, processor, label_mask, template)
+    row = Row(example.id, tuple(_trunk(example, one, processor) for one in bare), branches)
     for bound, what in ((limit, "the limit is"), (context, "the LLM's context holds")):
         if bound is not None and row.length > bound:
             parts = f"{row.image_tokens} image and {max(map(len, row.branches), default=0)} response"

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pivot import progress
 from pivot.data.table import Plain, Table
 from pivot.files import cache_folder, hash_file, hash_json, is_disk_full, whole_file, write_text
+from pivot.pictures import Missing
 from pivot.records import BadInput
 
 BATCH = 4096  # rows of one piece of the Arrow file
@@ -55,7 +56,7 @@ class Inside:
             found = found[self.number]
         data = found["bytes"] if isinstance(found, Mapping) else found
         if data is None:
-            raise BadInput(f"image not found: {self} holds no bytes; drop the row")
+            raise Missing(f"image not found: {self} holds no bytes; drop the row")
         return bytes(data)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.reading import Root, first, frozen, look
+from pivot.data.reading import Root, Unsafe, first, frozen, look
 from pivot.data.table import Table, table
 from pivot.data.write import ROWS
 from pivot.files import hash_json
@@ -156,7 +156,7 @@ def _inside(names: Sequence[str], folder: Path, where: str) -> tuple[Path, ...]:
     home = folder.resolve()
     for name in names:
         if "\0" in name or not (home / name).resolve().is_relative_to(home):
-            raise BadInput(f"{where}: {name!r} leads out of {folder}; put the file into that folder and name it from there")
+            raise Unsafe(f"{where}: {name!r} leads out of {folder}; put the file into that folder and name it from there")
     return tuple(folder / name for name in names)
 
 

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+from PIL import Image
 
 from pivot.data.turns import TOKENIZING
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from transformers import ProcessorMixin
+
+
+ANY = (64, 64)  # a size that stands for all where they become one
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Sight:
 _counted: WeakKeyDictionary[Any, dict[tuple[bool, tuple[int, int]], int]] = WeakKeyDictionary()
 
 
-def sights(processor: ProcessorMixin, pictures: Sequence[Image]) -> tuple[Sight, ...]:
+def sights(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> tuple[Sight, ...]:
     """The pictures of one row: a model may see a picture among others more coarsely than one alone.
 
     The processor counts the tokens where it has not yet seen pictures of these sizes; elsewhere its image processor is enough.
@@ -44,7 +47,28 @@ def sights(processor: ProcessorMixin, pictures: Sequence[Image]) -> tuple[Sight,
     return tuple(Sight(one, known[size]) for one, size in zip(_apart(found, len(pictures)), sizes, strict=True))
 
 
-def inputs_of(processor: ProcessorMixin, pictures: Sequence[Image]) -> list[dict[str, torch.Tensor]]:
+def counts(processor: ProcessorMixin, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    """How many tokens the pictures of one row become, from their (width, height) alone: as many as `sights` finds.
+
+    A size that was not seen before costs the processing of a blank picture, unless the processor brings all pictures to one size.
+    """
+    known, alone = _counted.setdefault(processor, {}), len(sizes) == 1
+    if _one_size(processor):
+        sizes = [ANY] * len(sizes)
+    if not all((alone, size) in known for size in sizes):
+        sights(processor, [Image.new("RGB", size) for size in sizes])
+    return [known[alone, size] for size in sizes]
+
+
+def _one_size(processor: ProcessorMixin) -> bool:
+    """Whether all pictures become as many tokens, because they are all cut or resized to one height and width, and not to tiles."""
+    maker = processor.image_processor
+    cut = maker.crop_size if getattr(maker, "do_center_crop", False) else maker.size if getattr(maker, "do_resize", False) else None
+    tiles = hasattr(maker, "image_grid_pinpoints") or getattr(maker, "do_pad", False)
+    return cut is not None and not tiles and getattr(cut, "height", None) is not None and getattr(cut, "width", None) is not None
+
+
+def inputs_of(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> list[dict[str, torch.Tensor]]:
     """The model's inputs for each of a row's pictures."""
     if not pictures:
         return []
@@ -64,7 +88,7 @@ class _Made:
         return getattr(self._maker, name)
 
 
-def _counts(processor: ProcessorMixin, pictures: Sequence[Image], found: Mapping[str, torch.Tensor]) -> list[int]:
+def _counts(processor: ProcessorMixin, pictures: Sequence[Image.Image], found: Mapping[str, torch.Tensor]) -> list[int]:
     """How many placeholders the whole processor puts in for each picture."""
     between = "a"  # keeps the runs of placeholders apart; white space may belong to a placeholder
     text = between.join([processor.image_token] * len(pictures))  # type: ignore[attr-defined]

@@ -1,0 +1,137 @@
+"""The verb data doctor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pivot.cli.app import Json, data, show
+from pivot.records import BadInput
+
+if TYPE_CHECKING:
+    from pivot.data.doctor import Report
+    from pivot.data.fits import Limit
+
+SHOWN = 3  # rows of each kind, for people; machines get more
+ADVICE = "--fix OUT writes a copy without these rows, mended where a published rule says how"
+UNSEEN = "not looked at: lengths and control tokens; give --model to measure them as it does"
+
+
+@data.command("doctor")
+def data_doctor(
+    source: Annotated[str, typer.Argument(metavar="PATH", help="A file or folder, or READER,KEY=VALUE,...")],
+    model: Annotated[str | None, typer.Option(metavar="MLLM", help="Whose tokens count: 'base', a folder, or hf:ID.")] = None,
+    limit: Annotated[int, typer.Option(help="Tokens that a prompt and one response may have.", min=1)] = 2048,
+    against: Annotated[list[str] | None, typer.Option(metavar="OTHER", help="Data that must share nothing with it.")] = None,
+    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a clean copy here, and beside it what was left out.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.", min=1)] = None,
+    json: Json = False,
+) -> None:
+    """Find what is wrong with data: exits 1 if anything is."""
+    from pivot.data.doctor import examine, torn
+    from pivot.oneline import described
+
+    plain = described(source)
+    if fix:
+        _writable(fix, plain["read"])
+    measure: Callable[[], Limit] | None = partial(_limit, model, limit) if model else None
+    holds = measure().tokens if measure else None  # a model that is not there is said before all rows are read
+    if wrong := torn(source):
+        facts = {"data": source, "rows": 0, "clean": False, "counts": {"broken-file": 1}, "findings": {"broken-file": [{"says": wrong}]}}
+        show(facts, json, text=f"broken-file: {wrong}")
+        raise typer.Exit(1)
+    report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
+    facts = _facts(report, holds)
+    lines = _lines(report, holds, limit)
+    if fix and not report.clean:
+        facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
+        lines += said
+    show(facts, json, text="\n".join(lines))
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def _limit(model: str, tokens: int) -> Limit:
+    """What rows must fit into: as many tokens, unless the LLM was made for fewer."""
+    from pivot.data.fits import Limit
+    from pivot.model.families import context
+    from pivot.model.mllm import describe
+
+    found = describe(model)
+    return Limit(found.processor, min(tokens, context(found.model.config) or tokens))
+
+
+def _facts(report: Report, limit: int | None) -> dict[str, Any]:
+    from pivot.data.checks import FAULTS, NOTES
+    from pivot.data.scan import CAP
+
+    counts = {code: report.count(code) for code in [*FAULTS, *NOTES]}
+    return {
+        "data": report.data.line,
+        "rows": report.rows,
+        "pictures": report.pictures,
+        "limit": limit,
+        "clean": report.clean,
+        "counts": {code: count for code, count in counts.items() if count and code in FAULTS},
+        "notes": {code: count for code, count in counts.items() if count and code in NOTES},
+        "findings": {
+            code: [{"row": number, "where": where, "says": says} for number, where, says in report.first(code, CAP)]
+            for code, count in counts.items()
+            if count
+        },
+    }
+
+
+def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
+    from pivot.data.checks import FAULTS, NOTES
+
+    head = f"{report.data.line}: {report.rows:,} rows, {report.pictures:,} pictures"
+    if limit:
+        head += f", limit {limit:,} tokens" + (", the LLM's context" if limit < asked else "")
+    known = {**FAULTS, **{code: f"{what} (a note: nothing is wrong with it)" for code, what in NOTES.items()}}
+    counts = {code: report.count(code) for code in known}
+    lines = [head, *(f"{counts[code]:>9,}  {code:<16} {what}" for code, what in known.items() if counts[code])]
+    for code in FAULTS:
+        if counts[code]:
+            lines += ["", f"{code}:", *(f"  {where}: {says}" for _, where, says in report.first(code, SHOWN))]
+    lines += ["", UNSEEN] if limit is None else [""]
+    lines.append("clean: nothing is wrong with it" if report.clean else ADVICE)
+    return lines
+
+
+# ---- a clean copy
+
+
+def left_out(out: Path) -> Path:
+    """Beside the copy, and not within: there it would be taken for rows."""
+    return out.with_name(f"{out.stem}.left-out.jsonl")
+
+
+def _writable(out: Path, reader: str) -> None:
+    """Whether a copy can be written, said before all rows are read."""
+    from pivot.data.convert import row_of
+
+    if reader != "rows":
+        row_of(reader)
+    for path in (out, left_out(out)):
+        if path.exists():
+            raise BadInput(f"{path} exists already; give another path to --fix, or remove it first")
+
+
+def _fixed(report: Report, out: Path, reader: str, listed: Path) -> tuple[dict[str, Any], list[str]]:
+    from pivot import progress
+    from pivot.data.clean import clean
+    from pivot.data.convert import write
+
+    rows = clean(report, listed)
+    for written in write(rows, out, reader):
+        progress.tell("doctor: clean copy", written.rows, len(rows))
+    facts = {"file": str(out), "source": written.source, "rows": len(rows), "mended": rows.mended}
+    facts |= {"left_out": report.rows - len(rows), "list": str(listed)}
+    said = f"{len(rows):,} rows, {rows.mended:,} of them mended; {report.rows - len(rows):,} left out: {listed}"
+    return {**facts, "lost": dict(written.lost)}, ["", f"clean copy: {written.source}", said]

@@ -1,0 +1,93 @@
+"""Whether rows fit into so many tokens, without opening their pictures.
+
+Most rows are far from any limit. Of tokenizers that work on bytes no token is empty, so a row with fewer bytes than there is room for
+tokens fits; only the others are tokenised.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from pivot.data.collate import spoken
+from pivot.data.turns import formatting, listed, render
+from pivot.data.vision import counts
+from pivot.records import Example
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+Sizes = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """So many tokens for trunk and branch, as a processor makes them."""
+
+    processor: ProcessorMixin
+    tokens: int
+
+    def over(self, example: Example, sizes: Mapping[int | None, Sizes]) -> dict[int | None, int]:
+        """Tokens of each response that does not fit with its trunk, by number; None stands for a prompt without responses.
+
+        `sizes`: of the example's pictures (None), and of those that a response has of its own (its number). What cannot be tokenised
+        is a `BadInput`, what the image processor refuses a `ValueError`.
+        """
+        pictures = {own: sum(counts(self.processor, those)) if those else 0 for own, those in sizes.items()}
+        if self._surely(example, max(pictures.values(), default=0)):
+            return {}
+        return {which: tokens for which, tokens in self._lengths(example, pictures).items() if tokens > self.tokens}
+
+    def _lengths(self, example: Example, pictures: Mapping[int | None, int]) -> dict[int | None, int]:
+        """Tokens of trunk and branch, for each response."""
+        trunks, branches = spoken(example, self.processor)
+        found = dict[int | None, int]()
+        for trunk in trunks:
+            own = trunk.responses[0] if len(trunk.responses) == 1 and trunk.responses[0] in pictures else None
+            bare = len(trunk.span) - len(trunk.images) + pictures[own]
+            found.update({number: bare + len(branches[number]) for number in trunk.responses})
+            if not example.responses:
+                found[None] = bare
+        return found
+
+    def _surely(self, example: Example, pictures: int) -> bool:
+        """Whether bytes alone prove that all fits. Texts of several turns are left to the tokenizer."""
+        said = [response.text for response in example.responses]
+        if not self._bytewise or not all(isinstance(text, str) and text.strip() for text in said):
+            return False
+        prompt = listed(example, len(example.images), self.processor)
+        asked = self._bytes(render(self.processor, prompt, generation=True))
+        form = formatting(self.processor)
+        around = self._bytes(form.lead + form.trail) + len(form.opens) + len(form.tail) + len(form.closing)
+        return asked + around + pictures + max((self._bytes(str(text)) for text in said), default=0) <= self.tokens
+
+    def _bytes(self, text: str) -> int:
+        return len(text.encode(errors="replace")) * self._growth
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """Finds tokens that must not come from data."""
+        return re.compile("|".join(map(re.escape, formatting(self.processor).control)) or "(?!)")
+
+    @cached_property
+    def _backend(self) -> Any:
+        return json.loads(self.processor.tokenizer.backend_tokenizer.to_str())
+
+    @cached_property
+    def _bytewise(self) -> bool:
+        """Byte-level BPE: its tokens are runs of the bytes of a text, and nothing is put between them."""
+        if not getattr(self.processor.tokenizer, "is_fast", False):
+            return False
+        steps = self._backend["pre_tokenizer"] or {}
+        levels = [step for step in steps.get("pretokenizers", [steps]) if step.get("type") == "ByteLevel"]
+        return self._backend["model"].get("type") == "BPE" and bool(levels) and not any(step["add_prefix_space"] for step in levels)
+
+    @cached_property
+    def _growth(self) -> int:
+        """How many bytes a byte may become before it is cut into tokens. NFC makes up to three of one (Unicode, UAX 15)."""
+        kinds = set(re.findall(r"'type': '(\w+)'", str(self._backend["normalizer"])))
+        return 1 if not kinds else 3 if kinds == {"NFC"} else 1 << 30
