@@ -49,7 +49,7 @@ def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _split(source: str) -> list[str]:
-    """The parts between commas, of which those within [], {} and () part nothing: published folders are called `tqa(cauldron,llava_format)`."""
+    """The parts between commas, of which those within brackets part nothing: published folders are called `tqa(cauldron,llava_format)`."""
     parts, depth = [""], 0
     for character in source:
         depth += (character in "[{(") - (character in "]})")

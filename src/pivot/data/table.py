@@ -79,13 +79,17 @@ class JsonTable(Table):
     def raw(self, number: int) -> bytes:
         """What a row says, as it stands in the file."""
         start, end = map(int, self.found.spans[number])
-        with self.file.open("rb") as file:
-            file.seek(start)
-            return file.read(end - start)
+        try:
+            with self.file.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+        except FileNotFoundError:
+            raise BadInput(f"data not found: {self.file} is not there any more; put it back, or start again") from None
 
     def one(self, index: int) -> Plain:
+        said = self.raw(index)
         try:
-            found = json.loads(self.raw(index))
+            found = json.loads(said)
         except ValueError as broken:
             raise BadInput(f"{self.where(index)}: it is not JSON ({broken}); correct it or drop it") from None
         except RecursionError:
