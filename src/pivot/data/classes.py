@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pivot import progress
+from pivot.data import masks
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.listing import Listing, folders, is_picture
 from pivot.data.reading import Root, first_of, look
@@ -76,7 +77,7 @@ def read(path: str, *, split: str | None = None, limit: int | None = None, size:
 
 def knows(seen: Seen) -> bool:
     """Folders, of which the first holds pictures without captions; perhaps below splits. No rows beside them."""
-    if seen.kind != "folder" or not seen.inside or "annotations" in seen.inside:
+    if seen.kind != "folder" or not seen.inside or masks.knows(seen):
         return False
     if any(os.path.splitext(name)[1].lower() not in BESIDE and not (seen.path / name).is_dir() for name in islice(seen.inside, GLANCE)):
         return False
