@@ -32,6 +32,7 @@ class Placement:
     target: Tensor  # (S,) number of that token in the batch
     last: Tensor  # (responses,) place of each response's last token in the flattened rows
     counts: list[list[int]]  # per example, per response: supervised tokens. They lie in `read` in this order
+    lengths: tuple[int, ...] = ()  # of rows that lie end to end in a single one; empty: each has its own
 
     @property
     def branched(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from pivot.model.branches import Backend
+from pivot.model.packed import PACKED
 from pivot.records import BadInput
 
 
@@ -71,6 +72,20 @@ def backend(llm: PreTrainedConfig, asked: Backend) -> tuple[Backend, str | None]
     return ("repeat", reason) if reason else (asked, None)
 
 
+def against_packing(llm: PreTrainedConfig) -> str | None:
+    """Why rows cannot lie end to end in one, if they cannot: a clause that begins with "its"."""
+    if llm._attn_implementation == "eager":
+        return "its attention 'eager' cannot be told where rows end (sdpa can)"
+    return _against_branches(llm)
+
+
+def attention(llm: PreTrainedConfig, packing: bool) -> str:
+    """What attends in rows of one response. An LLM that was packed before and now is not attends as sdpa does."""
+    if packing and against_packing(llm) is None:
+        return PACKED
+    return "sdpa" if llm._attn_implementation == PACKED else llm._attn_implementation
+
+
 def _against_branches(llm: PreTrainedConfig) -> str | None:
     """Why several branches cannot share a row.
 
@@ -86,6 +101,6 @@ def _against_branches(llm: PreTrainedConfig) -> str | None:
         return f"its attention has a window of {window} tokens"
     if llm.model_type not in known:
         return f"its family '{llm.model_type}' is not among the tested ({', '.join(known)})"
-    if llm._attn_implementation not in ("sdpa", "eager"):
+    if llm._attn_implementation not in ("sdpa", "eager", PACKED):
         return f"its attention '{llm._attn_implementation}' takes no 4-D mask (sdpa and eager do)"
     return None

@@ -2,7 +2,7 @@
 
 `shared` runs the tower once per image and the LLM once per trunk, over `[trunk | branch 1 | ... | branch k]`, with a mask
 that keeps branches apart and positions that restart at the end of the trunk. `repeat`, one full row per response, is the
-oracle and what other trainers do. Rows with a single branch take the plain causal path in both.
+oracle and what other trainers do. Rows with a single branch take the plain causal path in both, or are packed: `packed.py`.
 
 Letters: R rows, T tokens, D width, V vocabulary, S supervised tokens, N tokens of the batch.
 """
@@ -23,6 +23,7 @@ from pivot.data.vision import inputs_of
 from pivot.model import languages
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
 from pivot.model.families import counted, family
+from pivot.model.packed import pack, switch_on
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Scores(NamedTuple):
 class Scorer(nn.Module):
     """The module to give to `accelerator.prepare`: its forward is all of scoring, so every wrapper's hooks see it."""
 
-    def __init__(self, mllm: MLLM, backend: Backend = "shared") -> None:
+    def __init__(self, mllm: MLLM, backend: Backend = "shared", packing: bool = False) -> None:
         super().__init__()
         if backend not in get_args(Backend):
             raise BadInput(f"no scorer backend '{backend}'; known: {', '.join(get_args(Backend))}")
@@ -55,6 +56,9 @@ class Scorer(nn.Module):
         # `fallback`: why it is not the backend that was asked for, if it is not.
         self.backend, self.fallback = languages.backend(mllm.model.config.get_text_config(), backend)
         self.family = family(mllm.model.config)
+        self.packing = packing and languages.against_packing(mllm.model.config.get_text_config()) is None
+        if self.packing:
+            switch_on(cast("PreTrainedModel", self.part("llm")))
         # Where FSDP cuts by default; it stumbles over names of modules that this model was built without, such as a pooling head.
         present = {type(module).__name__ for module in mllm.model.modules()}
         self._no_split_modules = sorted(present & set(mllm.model._no_split_modules or ()))
@@ -75,6 +79,8 @@ class Scorer(nn.Module):
         """Score a batch of `data.collate.collate`."""
         tokens = batch["tokens"]  # (N,)
         placement = place(batch["layout"], self.backend, counted(self.config, batch["layout"]))
+        if self.packing and len(placement.take) > 1 and not placement.branched:
+            placement = pack(placement)
         if not len(placement.take):
             raise BadInput(f"nothing to score: no example of the batch {', '.join(batch['id'][:3])} ... has a response; give each one")
         states = self._states(tokens, batch["images"], batch["layout"], placement).flatten(0, 1)  # (R * T, D)
@@ -103,6 +109,11 @@ class Scorer(nn.Module):
         elif torch.is_grad_enabled() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
             embeds = embeds + self._blank().to(embeds.dtype)
         positions = placement.positions.to(tokens.device)
+        if placement.lengths:
+            # Attention is told where rows end. A mask of four axes is handed on as it is; without one, transformers would make (N, N).
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeds.device)
+            packed: dict[str, Any] = {"attention_mask": mask, "row_lengths": placement.lengths}
+            return llm(inputs_embeds=embeds, position_ids=positions, use_cache=False, **packed).last_hidden_state
         if not placement.branched:  # padding is on the right: nothing that counts can see it
             where = {"position_ids": positions} if positions.ndim == 3 else {}  # along one axis the LLM counts by itself
             return llm(inputs_embeds=embeds, use_cache=False, **where).last_hidden_state

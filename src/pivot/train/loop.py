@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pivot.files import append_jsonl, hash_json, read_json, write_json
 from pivot.model import MLLM
-from pivot.model.languages import backend
+from pivot.model.languages import against_packing, backend
 from pivot.objective._contract import Counts, Objective
 from pivot.records import BadInput, Example
 from pivot.train import order
@@ -134,11 +134,8 @@ def train(
         raise BadInput(f"drop_last leaves no update: {len(examples)} examples fill no batch of {settings.batch}; make batch smaller")
     folder = Path(folder)
     setup, told = build(mllm, objective, examples, validation, settings, rates, folder)
-    _, fallback = backend(mllm.model.config.get_text_config(), settings.backend)
     with closing(setup.ahead):
-        if fallback:
-            message = f"responses are scored by backend repeat, since the LLM does not allow {settings.backend}: {fallback}"
-            yield {"kind": "note", "done": 0, "total": setup.steps, "message": message}
+        yield from ({"kind": "note", "done": 0, "total": setup.steps, "message": message} for message in _refused(setup))
         if objective.needs_reference:
             yield from _references(setup, told, folder)
         state = resume(setup)
@@ -160,6 +157,16 @@ def train(
             tracker.finish()
         setup.accelerator.wait_for_everyone()
         yield {"kind": "done", "done": setup.steps, "total": setup.steps}
+
+
+def _refused(setup: Setup) -> Iterator[str]:
+    """What was asked for and the LLM does not allow, and what is done in its place."""
+    llm, settings = setup.mllm.model.config.get_text_config(), setup.settings
+    _, reason = backend(llm, settings.backend)
+    if reason:
+        yield f"responses are scored by backend repeat, since the LLM does not allow {settings.backend}: {reason}"
+    if settings.packing and setup.objective.k == 1 and (reason := against_packing(llm)):
+        yield f"rows are padded, since the LLM does not allow packing: {reason}"
 
 
 def _references(setup: Setup, told: Mapping[str, Any], folder: Path) -> Iterator[Event]:

@@ -29,6 +29,7 @@ from pivot.data.collate import Row, collate
 from pivot.files import cache_folder, hash_bytes, hash_json, whole_file
 from pivot.model import MLLM
 from pivot.model.flops import row_flops
+from pivot.model.languages import attention
 from pivot.pictures import fingerprint
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.train.feed import RowLogps, read
@@ -55,7 +56,7 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
         "limit": settings.limit,
         "precision": settings.precision,
         "backend": settings.backend,
-        "attention": [config.text_config._attn_implementation, config.vision_config._attn_implementation],
+        "attention": [attention(config.get_text_config(), settings.packing), config.vision_config._attn_implementation],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "versions": {name: version(name) for name in ("pivot-vision", "torch", "transformers", "tokenizers", "numpy", "pillow")},
     }

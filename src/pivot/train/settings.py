@@ -31,6 +31,7 @@ class Settings(BaseModel):
     checkpointing: bool = Field(default=False, description="compute activations again on the way back: less memory, more time")
     backend: Literal["shared", "repeat"] = "shared"
     template: Literal["chat", "plain"] = Field(default="chat", description="plain: a picture and its caption, without chat markup")
+    packing: bool = Field(default=False, description="rows of one response lie end to end and are not padded, where the LLM allows it")
     label_mask: Literal["clean", "llava_next"] = "clean"
     limit: int | None = Field(default=None, ge=1, description="tokens that a row may have; a longer one is an error, nothing is cut")
     eval_every: int = Field(default=0, ge=0, description="updates between validations; 0 = before the first and after the last alone")

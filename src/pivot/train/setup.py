@@ -50,7 +50,7 @@ def build(
     _wake(mllm, settings.checkpointing)
     mark = fingerprint(examples)
     chosen, full = groups(mllm, rates, settings.weight_decay)
-    scorer, optimizer = crew.prepare(Scorer(mllm, settings.backend), torch.optim.AdamW(chosen))
+    scorer, optimizer = crew.prepare(Scorer(mllm, settings.backend, settings.packing), torch.optim.AdamW(chosen))
     setup = Setup(
         mllm=mllm,
         objective=objective,
