@@ -43,7 +43,7 @@ def data_doctor(
     holds = measure().tokens if measure else None  # a model that is not there is said before all rows are read
     if wrong := torn(source):
         facts = {"data": source, "rows": 0, "clean": False, "counts": {"broken-file": 1}, "findings": {"broken-file": [{"says": wrong}]}}
-        show(facts, json, text=f"broken-file: {wrong}")
+        show(facts, json, text=visible(f"broken-file: {wrong}"))
         raise typer.Exit(1)
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
@@ -98,10 +98,15 @@ def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
     lines = [head, *(f"{counts[code]:>9,}  {code:<16} {what}" for code, what in known.items() if counts[code])]
     for code in FAULTS:
         if counts[code]:
-            lines += ["", f"{code}:", *(f"  {where}: {says}" for _, where, says in report.first(code, SHOWN))]
+            lines += ["", f"{code}:", *(visible(f"  {where}: {says}") for _, where, says in report.first(code, SHOWN))]
     lines += ["", UNSEEN] if limit is None else [""]
     lines.append("clean: nothing is wrong with it" if report.clean else ADVICE)
     return lines
+
+
+def visible(text: str) -> str:
+    """A line without what moves a terminal's cursor or colours it: names and texts come from anyone."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 # ---- a clean copy
