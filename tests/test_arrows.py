@@ -56,11 +56,17 @@ SEES = {
     "__main__": {"cli"},
 }
 # These may import everything, stages only inside functions; what they may import at once:
-CHAINS = {"cli": FLOOR | {"chain", "screen"}, "plan": FLOOR | {"chain"}, "chain": FLOOR | {"provenance"}, "provenance": FLOOR}
+CHAINS = {
+    "cli": FLOOR | {"chain", "screen"},
+    "plan": FLOOR | {"rehearsal"},
+    "rehearsal": FLOOR,
+    "chain": FLOOR | {"provenance"},
+    "provenance": FLOOR,
+}
 RENDERS = {"cli", "screen"}
 TORCH = {"torch", "transformers", "accelerate"}
 NO_TORCH = FLOOR | {"world", "reward", "report", "study.statistics"}
-NO_TORCH_AT_IMPORT = {"cli", "plan", "chain", "provenance", "screen", "pivot", "__main__"}
+NO_TORCH_AT_IMPORT = {"cli", "plan", "rehearsal", "chain", "provenance", "screen", "pivot", "__main__"}
 
 
 class Import(NamedTuple):

@@ -23,14 +23,14 @@ VERBS = {
     "data filter": {"source", "out", "--rule", "--size", "--seed", "--tokenizer", "--to", "--copy", "--json"},
     "data make": {"out", "--data", "--json"},
     "data show": {"--data", "--index", "--image", "--json"},
-    "demo": {"changes", "--plan", "--only", "--json"},
+    "demo": {"changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
     "detach": {"mllm", "out", "--to", "--truncate", "--json"},
     "encoder inspect": {"name", "--layer", "--pixels", "--json"},
     "env": {"--json"},
     "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
     "push": {"folder", "name", "--private", "--update", "--json"},
     "report": {"runs", "--out", "--json"},
-    "run": {"recipe", "changes", "--plan", "--only", "--json"},
+    "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
 }
 MODULES = {"data": {"rows", "world"}, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
 

@@ -7,7 +7,7 @@ others can leave. Between stages nothing is kept but files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -55,6 +55,7 @@ def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) 
     with ExitStack() as held:
         if crew.main:
             held.enter_context(folder.alone())
+            _rehearse(recipe, folder, again)
             recipes.freeze(recipe, folder)
             _begin(recipe, folder)
         work = Work(recipe, folder, tell, crew)
@@ -93,14 +94,22 @@ def initial(recipe: Recipe) -> MLLM:
     return MLLM.build(given(recipe), recipe.llm, template=template, seed=recipe.seeds[0])
 
 
-def given(recipe: Recipe) -> Encoder:
-    """The encoder that a recipe builds on, read where and at the size that it says."""
+def given(recipe: Recipe, weights: bool = True) -> Encoder:
+    """The encoder that a recipe builds on, read where and at the size that it says; to be looked at alone, without its weights."""
     from pivot.encoder import Encoder
 
     assert recipe.encoder
     build = recipe.build or recipes.Build()
-    encoder = Encoder.load(recipe.encoder, pixels=build.pixels) if build.pixels else Encoder.load(recipe.encoder)
+    encoder = (Encoder.load if weights else Encoder.described)(recipe.encoder, pixels=build.pixels)
     return encoder if build.layer is None else encoder.tapped(layer=build.layer)
+
+
+def _rehearse(recipe: Recipe, folder: RunFolder, again: Sequence[str]) -> None:
+    """Read what the stages that are to run will read. By marks alone: to look at what finished ones made can take minutes."""
+    from pivot.rehearsal import Rehearsal
+
+    marked = folder.manifest().get("stages", {})
+    Rehearsal(recipe).try_all(stage for stage in stages(recipe) if (stage.name in again if again else stage.name not in marked))
 
 
 def _begin(recipe: Recipe, folder: RunFolder) -> None:

@@ -1,113 +1,179 @@
-"""What a run would take, said before it runs: stages, examples, steps, parameters, FLOPs. Weights are not loaded where configs suffice."""
+"""What a run would take, said before it runs: stages, examples, steps, tokens, parameters, FLOPs, memory and GPU-hours.
+
+No weights and no GPU are needed: the model is its config and its tokenizer, the data is read as the stages will read it. Validations,
+probes and benches are not in the FLOPs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
-from pivot.chain import FRESH, initial
-from pivot.recipe import Post, Recipe
+from pivot.knobs import nearest
+from pivot.recipe import Recipe
+from pivot.records import BadInput
+from pivot.rehearsal import READ, Reading, Rehearsal, Teaching
 from pivot.runfolder import RunFolder
 from pivot.stages import Stage, stages
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, ProcessorMixin
+    from pivot.model.memory import Memory
 
-    from pivot.records import Example
-    from pivot.train import Settings
-
-SAMPLED = 32  # examples that are tokenised to estimate FLOPs
-
-
-def plan(recipe: Recipe, folder: RunFolder) -> list[dict[str, Any]]:
-    """A row for each stage, in order: its name, whether it is finished, and what is known of its size (None where it is not)."""
-    model = _Model(recipe)
-    return [
-        {"stage": stage.name, "state": "finished" if folder.done(stage.name) else "to do", **_size(recipe, stage, model)}
-        for stage in stages(recipe)
-    ]
+# Dense operations a second at full clock: bf16 on tensor cores, fp32 without TF32, which PyTorch leaves off. From the makers' data
+# sheets: NVIDIA A100 80GB SXM, H100 SXM and PCIe, H200 SXM, L40S (there with sparsity: halved), GeForce RTX 4090 (Ada whitepaper).
+PEAKS = {
+    "a100": (312e12, 19.5e12),
+    "h100": (989e12, 67e12),
+    "h100-pcie": (756e12, 51e12),
+    "h200": (989e12, 67e12),
+    "l40s": (362e12, 91.6e12),
+    "rtx4090": (165e12, 82.6e12),
+}
 
 
-def _size(recipe: Recipe, stage: Stage, model: _Model) -> dict[str, Any]:
-    if stage.kind in ("align", "instruct"):
-        section = getattr(recipe, stage.kind)
-        return _training(recipe, section, {"name": "sft"}, section.rates.model_dump(), model)
-    if stage.kind == "post":
-        arm = recipe.arms[stage.arm]
-        assert recipe.post and arm.objective and arm.rates
-        return _training(recipe, recipe.post, arm.objective, arm.rates.model_dump(), model)
-    if stage.kind == "pretrain" and recipe.pretrain:
-        examples = len(recipe.examples(recipe.pretrain["data"]))
-        return _row(examples, examples // recipe.pretrain["batch"], model.parameters["tower"])
-    use = {"probe": recipe.probes, "bench": recipe.bench}.get(stage.kind, {}).get(stage.entry, {})
-    if use.get("data"):
-        return _row(len(recipe.examples(use["data"])))
-    if stage.kind != "bench":
-        return _row(None)
-    knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
-    return _row(len(lookup.find("bench", use["use"])(**knobs).examples()))  # its own items
+@dataclass(frozen=True)
+class Machine:
+    """What it would run on, and which share of the peak it would reach. 40 % is what well-fed trainers of dense models report."""
+
+    gpus: int = 1
+    gpu: str = "h100"
+    utilisation: float = 0.4
+
+    def __post_init__(self) -> None:
+        if self.gpu not in PEAKS:
+            raise BadInput(f"--gpu: no figures of '{self.gpu}'; {nearest(self.gpu, PEAKS)}")
+        if self.gpus < 1 or not 0 < self.utilisation <= 1:
+            raise BadInput(f"--gpus {self.gpus}, --utilisation {self.utilisation}: give at least one GPU, and a share above 0 up to 1")
+
+    def hours(self, flops: float, precision: str) -> float:
+        """GPU-hours, all GPUs together."""
+        return flops / PEAKS[self.gpu][precision == "fp32"] / self.utilisation / 3600
 
 
-def _row(examples: int | None, steps: int | None = None, parameters: int | None = None, flops: float | None = None) -> dict[str, Any]:
-    return {"examples": examples, "steps": steps, "parameters": parameters, "flops": flops}
+@dataclass(frozen=True)
+class Plan:
+    """`stages`: a row for each, in order; a value is None where it is not known. `parts`: parameters of the model's."""
+
+    stages: list[dict[str, Any]]
+    parts: dict[str, int]
+    machine: Machine = field(default_factory=Machine)
 
 
-def _training(recipe: Recipe, section: Post, objective: Mapping[str, Any], rates: Mapping[str, float], model: _Model) -> dict[str, Any]:
-    """`parameters` are those that train. FLOPs: of the policy, and of the reference where nothing of it is in the cache yet."""
-    from pivot.train import Settings
+def plan(recipe: Recipe, folder: RunFolder, machine: Machine | None = None) -> Plan:
+    """What each stage of a recipe would take, finished or not. Wrong paths and fields, of whichever stage, are a `BadInput`."""
+    sizes = Sizes(recipe, machine or Machine())
+    rows = []
+    for stage in stages(recipe):
+        finished = folder.done(stage.name)
+        try:
+            row = sizes.row(stage)
+        except BadInput:
+            if not finished:
+                raise
+            row = {}  # what it read may be gone since
+        rows.append({"stage": stage.name, "state": "finished" if finished else "to do", **EMPTY, **row})
+    return Plan(rows, sizes.parts if rows else {}, sizes.machine)
 
-    settings = Settings(**section.settings)
-    chosen = lookup.find("objective", objective["name"])(**{key: value for key, value in objective.items() if key != "name"})
-    examples = chosen.source(recipe.examples(section.data))
-    trained = [part for part, rate in rates.items() if rate]
-    flops = settings.epochs * model.flops(examples, settings, trained)
-    if chosen.needs_reference:
-        flops += model.flops(examples, settings, ())
-    return _row(len(examples), settings.steps(len(examples)), sum(model.parameters[part] for part in trained), flops)
+
+EMPTY: dict[str, Any] = dict.fromkeys(
+    ("examples", "steps", "image_tokens", "text_tokens", "parameters", "flops", "error", "too_long", "gpu_hours", "memory")
+)
 
 
-class _Model:
-    """Config, processor and sizes of the recipe's MLLM."""
+class Sizes:
+    """Rows of a plan, of one recipe on one machine."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, machine: Machine) -> None:
+        self.recipe, self.machine = recipe, machine
+        self.rehearsal = Rehearsal(recipe, READ)
+        self._memory: dict[Any, tuple[Memory, Memory]] = {}
 
     @cached_property
-    def parts(self) -> tuple[PreTrainedConfig, ProcessorMixin]:
-        """From files without weights for a saved MLLM; one that is still to be built from parts has to be built."""
-        if self.recipe.init and self.recipe.init not in FRESH:
-            from pivot.model.mllm import describe
+    def parts(self) -> dict[str, int]:
+        """Parameters of the tower, the projector and the LLM."""
+        return {name: sum(p.numel() for p in part.parameters()) for name, part in self.rehearsal.mllm.parts().items()}
 
-            return describe(self.recipe.init)
-        mllm = initial(self.recipe)
-        return mllm.model.config, mllm.processor
+    def row(self, stage: Stage) -> dict[str, Any]:
+        """What is known of one stage."""
+        if stage.kind in ("align", "instruct", "post"):
+            return self._training(Teaching.of(self.recipe, stage))
+        if stage.kind == "pretrain" and self.recipe.pretrain:
+            examples, _ = self.rehearsal.examples(self.recipe.pretrain["data"])
+            return {"examples": examples, "steps": examples // self.recipe.pretrain["batch"], "parameters": self.parts["tower"]}
+        use = {"probe": self.recipe.probes, "bench": self.recipe.bench}.get(stage.kind, {}).get(stage.entry, {})
+        if use.get("data"):
+            return {"examples": self.rehearsal.examples(use["data"])[0]}
+        if stage.kind != "bench":
+            return {}
+        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
+        return {"examples": len(lookup.find("bench", use["use"])(**knobs).examples())}  # its own items
 
-    @cached_property
-    def parameters(self) -> dict[str, int]:
-        """Of each part; a model without storage is enough to count."""
-        import torch
-        from transformers import AutoModelForImageTextToText
-
-        from pivot.model import MLLM
-        from pivot.records import Tap
-
-        config, processor = self.parts
-        with torch.device("meta"):
-            shell = MLLM(AutoModelForImageTextToText.from_config(config), processor, Tap())
-        return {name: sum(p.numel() for p in part.parameters()) for name, part in shell.parts().items()}
-
-    def flops(self, examples: Sequence[Example], settings: Settings, trained: Sequence[str]) -> float:
-        """Of one pass over the examples, from a sample of them; with gradients if anything trains."""
-        from pivot.data.collate import encode
-        from pivot.model.families import context
+    def _training(self, teaching: Teaching) -> dict[str, Any]:
+        """Tokens and FLOPs are those of all epochs, and with a reference of computing it once: nothing of it may be cached yet."""
         from pivot.model.flops import row_flops
-        from pivot.model.languages import backend
+        from pivot.train import Rates
+        from pivot.train.parts import freeze
 
-        config, processor = self.parts
-        sampled = [examples[i * len(examples) // SAMPLED] for i in range(SAMPLED)] if len(examples) > SAMPLED else list(examples)
-        options: dict[str, Any] = {"trained": trained, "backward": bool(trained), "checkpointing": settings.checkpointing}
-        rows = [encode(example, processor, settings.label_mask, settings.limit, context(config)) for example in sampled]
-        used, _ = backend(config.get_text_config(), settings.backend)
-        return sum(row_flops(config, row, used, **options) for row in rows) / len(rows) * len(examples)
+        mllm, settings, objective = self.rehearsal.mllm, teaching.settings, teaching.made
+        reading = self.rehearsal.reading(teaching)
+        if teaching.section.validation:
+            self.rehearsal.reading(teaching, teaching.section.validation)
+        rates = Rates(**teaching.rates)
+        freeze(mllm, rates)
+        steps = settings.steps(reading.examples)
+        reads = settings.epochs * min(reading.examples, steps // settings.epochs * settings.batch)  # rows, in all epochs
+        options: dict[str, Any] = {"backend": settings.backend, "trained": rates.trained(), "checkpointing": settings.checkpointing}
+        costs = [row_flops(mllm.model.config, row, **options) for row in reading.rows]
+        flops = mean(costs) * reads
+        if objective.needs_reference:
+            once = [row_flops(mllm.model.config, row, settings.backend, backward=False) for row in reading.rows]
+            flops += mean(once) * reading.examples
+        return {
+            "examples": reading.examples,
+            "steps": steps,
+            "image_tokens": round(mean(row.image_tokens for row in reading.rows) * reads),
+            "text_tokens": round(mean(row.text_tokens for row in reading.rows) * reads),
+            "parameters": sum(weight.numel() for weight in mllm.model.parameters() if weight.requires_grad),
+            "flops": flops,
+            "error": _error(costs) if len(reading.rows) < reading.examples else 0.0,
+            "too_long": sum(row.length > settings.limit for row in reading.rows) / len(reading.rows) if settings.limit else 0.0,
+            "gpu_hours": self.machine.hours(flops, settings.precision),
+            "memory": self._held(teaching, reading),
+        }
+
+    def _held(self, teaching: Teaching, reading: Reading) -> dict[str, Any]:
+        """Bytes on each GPU, with checkpointing as the recipe has it and otherwise."""
+        from pivot.model.memory import largest, memory
+
+        settings, model = teaching.settings, self.rehearsal.mllm.model
+        micro = min(settings.micro, -(-settings.batch // self.machine.gpus))
+        batch = largest(reading.rows, micro, model.config, settings.backend)
+        trained = tuple(part for part, rate in teaching.rates.items() if rate)
+        key = (trained, settings.precision, batch.rows, batch.tokens, batch.supervised, batch.segment is None)
+        if key not in self._memory:
+            self._memory[key] = memory(model, batch, settings.precision, self.machine.gpus)
+        without, with_ = self._memory[key]
+        chosen, other = (with_, without) if settings.checkpointing else (without, with_)
+        return {
+            **asdict(chosen),
+            "total": chosen.total,
+            "checkpointing": settings.checkpointing,
+            "otherwise": other.total,
+            "micro": micro,
+            "longest": max(row.length for row in reading.rows),
+        }
+
+
+def _error(costs: Sequence[float]) -> float:
+    """One standard error of a mean, as a share of it."""
+    return stdev(costs) / len(costs) ** 0.5 / mean(costs) if len(costs) > 1 else float("nan")
+
+
+def facts(made: Plan) -> Mapping[str, Any]:
+    """A plan as plain values."""
+    bf16, fp32 = PEAKS[made.machine.gpu]
+    return {"stages": made.stages, "parts": made.parts, "machine": {**asdict(made.machine), "peak_flops": {"bf16": bf16, "fp32": fp32}}}

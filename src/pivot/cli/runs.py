@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pivot.cli.app import KEPT, Changes, Json, Only, Plan, app, live, results, show
 from pivot.records import BadInput
-from pivot.screen import table
+
+if TYPE_CHECKING:
+    from pivot.plan import Machine
+
+Gpus = Annotated[int | None, typer.Option(help="With --plan: how many GPUs. [default: 1]", show_default=False)]
+Gpu = Annotated[str | None, typer.Option(metavar="NAME", help="With --plan: which, such as a100 or h200. [default: h100]")]
+Utilisation = Annotated[float | None, typer.Option(metavar="SHARE", help="With --plan: share of the peak reached. [default: 0.4]")]
 
 
 @app.command()
-def demo(changes: Changes = None, plan: Plan = False, only: Only = None, json: Json = False) -> None:
+def demo(
+    changes: Changes = None,
+    plan: Plan = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
+    utilisation: Utilisation = None,
+    only: Only = None,
+    json: Json = False,
+) -> None:
     """Run the embedded study: a small encoder through SFT and DPO, out again, measured and reported."""
-    _run("demo", changes or [], plan, only, json)
+    _run("demo", changes or [], _machine(plan, gpus, gpu, utilisation), only, json)
 
 
 @app.command()
@@ -24,14 +38,29 @@ def run(
     recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or path of a YAML file.")],
     changes: Changes = None,
     plan: Plan = False,
+    gpus: Gpus = None,
+    gpu: Gpu = None,
+    utilisation: Utilisation = None,
     only: Only = None,
     json: Json = False,
 ) -> None:
     """Run all stages of a recipe. Finished ones are skipped, a killed one resumes."""
-    _run(recipe, changes or [], plan, only, json)
+    _run(recipe, changes or [], _machine(plan, gpus, gpu, utilisation), only, json)
 
 
-def _run(source: str, changes: Sequence[str], plan: bool, only: str | None, json: bool) -> None:
+def _machine(plan: bool, gpus: int | None, gpu: str | None, utilisation: float | None) -> Machine | None:
+    """What a plan is made for, if one is asked for."""
+    given = {name: value for name, value in (("gpus", gpus), ("gpu", gpu), ("utilisation", utilisation)) if value is not None}
+    if given and not plan:
+        raise BadInput(f"--{next(iter(given))} says what a plan is made for; add --plan, or leave it away (accelerate launch sets GPUs)")
+    if not plan:
+        return None
+    from pivot.plan import Machine
+
+    return Machine(**given)  # type: ignore[arg-type]
+
+
+def _run(source: str, changes: Sequence[str], machine: Machine | None, only: str | None, json: bool) -> None:
     from pivot import chain
     from pivot import recipe as recipes
     from pivot.runfolder import RunFolder
@@ -41,12 +70,12 @@ def _run(source: str, changes: Sequence[str], plan: bool, only: str | None, json
         raise BadInput("out= names no folder; give one, as in out=runs/mine, or leave it away")
     recipe = recipes.load(source, [change for change in changes if not change.startswith("out=")])
     folder = RunFolder(Path(out[-1] if out else f"runs/{recipe.name}"))
-    if plan:
-        from pivot.plan import plan as planned
+    if machine:
+        from pivot import plan
+        from pivot.cli import planned
 
-        rows = planned(recipe, folder)
-        text = table(list(rows[0]), [list(row.values()) for row in rows]) if rows else "nothing to run: no stage and no arm"
-        show({"folder": str(folder.path), "stages": rows}, json, text)
+        made = plan.plan(recipe, folder, machine)
+        show({"folder": str(folder.path), **plan.facts(made)}, json, planned.text(made))
         return
     main = chain.Crew().main
     with live(json and main, quiet=not main) as screen:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,17 +48,46 @@ def load(source: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 
     What it came from is noted in the LLM's config as `pivot_source`, and so travels into an MLLM's config.json.
     """
-    place, notes = _place(source), {"name": source}
-    if not place.gguf:
-        llm, tokenizer = _open(source, place.where, dtype, local_files_only=place.here)
-    else:
-        with TemporaryDirectory() as alone:  # transformers mixes a GGUF's tokenizer with files that lie beside it
-            (Path(alone) / "model.gguf").symlink_to(Path(place.where).resolve())
-            llm, tokenizer = _open(source, alone, dtype, local_files_only=True, gguf_file="model.gguf")
-        notes |= _quantised(place.where)
+    place = _place(source, NEEDED)
+    with _files(place) as (where, options):
+        llm, tokenizer = _open(source, where, dtype, **options)
     llm.config._name_or_path = source
-    llm.config.pivot_source = notes
+    llm.config.pivot_source = {"name": source, **(_quantised(place.where) if place.gguf else {})}
     return llm, tokenizer
+
+
+def described(source: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The same with a model without storage, from config and tokenizer alone: weights need not be there."""
+    with _files(_place(source, (NEEDED[0], NEEDED[2]))) as (where, options), _failing(source), quiet():
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **options)
+        _refuse(config, source)
+        with torch.device("meta"):
+            llm = AutoModelForCausalLM.from_config(config)
+        return llm, AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _files(place: Place) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where transformers is to look, and what it must be told."""
+    if not place.gguf:
+        yield place.where, {"local_files_only": place.here}
+        return
+    with TemporaryDirectory() as alone:  # transformers mixes a GGUF's tokenizer with files that lie beside it
+        (Path(alone) / "model.gguf").symlink_to(Path(place.where).resolve())
+        yield alone, {"local_files_only": True, "gguf_file": "model.gguf"}
+
+
+@contextmanager
+def _failing(source: str) -> Iterator[None]:
+    """What goes wrong in the block, in one line."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as failed:  # broken files raise whatever their readers run into: struct.error, UnpicklingError, KeyError, ...
+        if "trust_remote_code" in str(failed):
+            raise BadInput(f"LLM {source}: it needs code of its own, which is never run; choose one that transformers knows") from failed
+        raise BadInput(f"cannot open LLM {source}: {first_line(failed)}") from failed
 
 
 def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -66,18 +97,11 @@ def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrain
     weights |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if dense is not None:
         weights["quantization_config"] = dense(dequantize=True)
-    try:
-        with quiet():
-            _refuse(AutoConfig.from_pretrained(where, trust_remote_code=False, **options), source)
-            found: Any = AutoModelForCausalLM.from_pretrained(where, **weights, **options)
-            llm, report = found
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
-    except BadInput:
-        raise
-    except Exception as failed:  # broken files raise whatever their readers run into: struct.error, UnpicklingError, KeyError, ...
-        if "trust_remote_code" in str(failed):
-            raise BadInput(f"LLM {source}: it needs code of its own, which is never run; choose one that transformers knows") from failed
-        raise BadInput(f"cannot open LLM {source}: {first_line(failed)}") from failed
+    with _failing(source), quiet():
+        _refuse(AutoConfig.from_pretrained(where, trust_remote_code=False, **options), source)
+        found: Any = AutoModelForCausalLM.from_pretrained(where, **weights, **options)
+        llm, report = found
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
     if lacking := sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report["mismatched_keys"]):
         raise BadInput(f"LLM {source}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}; get the full checkpoint")
     return llm, tokenizer
@@ -86,7 +110,7 @@ def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrain
 # ---- where it lies
 
 
-def _place(source: str) -> Place:
+def _place(source: str, needed: Sequence[tuple[str, ...]]) -> Place:
     path = Path(source)
     if source.endswith(".gguf"):
         if find_spec("gguf") is None:
@@ -100,7 +124,7 @@ def _place(source: str) -> Place:
             here = reach(f"{owner}/{name}", ((file,),))
             return Place(hf_hub_download(f"{owner}/{name}", file, local_files_only=here), gguf=True)
     elif path.is_dir():
-        missing = [names[0] for names in NEEDED if not any((path / name).is_file() for name in names)]
+        missing = [names[0] for names in needed if not any((path / name).is_file() for name in names)]
         inside = sorted(file.name for file in path.glob("*.gguf"))
         if missing and inside:
             raise BadInput(f"LLM folder {source}: name one of its GGUF files, such as {path / inside[0]}")
@@ -109,7 +133,7 @@ def _place(source: str) -> Place:
         return Place(source)
     elif source.startswith("hf:") or (HUB_NAME.fullmatch(source) and not path.parent.is_dir()):
         name = source.removeprefix("hf:")
-        return Place(name, here=reach(name, NEEDED))
+        return Place(name, here=reach(name, needed))
     raise BadInput(f"cannot open LLM {source}: no such {'file' if source.endswith('.gguf') else 'folder'}; {_advice(path)}")
 
 
@@ -171,7 +195,7 @@ def prepare(llm: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(head, nn.Linear):
         raise BadInput(f"LLM '{llm.config.model_type}' cannot be built into an MLLM: its head is no linear map; choose a causal LLM")
     if head.bias is not None:
-        if bool(head.bias.any()):
+        if head.bias.device.type != "meta" and bool(head.bias.any()):  # without weights it cannot be told yet
             raise BadInput(
                 f"LLM '{llm.config.model_type}' cannot be built into an MLLM: its head has a bias, and stock LLaVA's has none; "
                 "choose another LLM (of Phi: Phi-3 and later)"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,20 +75,33 @@ class MLLM:
             encoder = Encoder.load(encoder, dtype=dtype, pixels=pixels)
         elif pixels is not None:
             encoder = encoder.resized(pixels)
-        encoder = encoder.fitting()
         if isinstance(llm, str):
             llm, tokenizer = llms.load(llm, dtype)
         if tokenizer is None:
             raise BadInput("MLLM.build: an LLM given as a module comes without its tokenizer; pass tokenizer=")
+        mllm = cls._built(encoder, llm, tokenizer, template, layer, seed)
+        llms.prove(llm, mllm.model)
+        return mllm.to(dtype=dtype)
+
+    @classmethod
+    def _built(
+        cls,
+        encoder: Encoder,
+        llm: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        layer: int | None,
+        seed: int,
+    ) -> MLLM:
+        encoder = encoder.fitting()
         tap = encoder.tap if layer is None else towers.default_tap(encoder.model.config, layer)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokenizer = llms.with_image_token(tokenizer, llms.prepare(llm), template is not None)
             model = _join(encoder, llm, tap, tokenizer.get_vocab()[IMAGE])
-        llms.prove(llm, model)
         processor = _processor(encoder.model, encoder.processor, tokenizer, chosen(tokenizer, template))
         model.generation_config = _generation_config(processor)
-        return cls(model, processor, tap).to(dtype=dtype)
+        return cls(model, processor, tap)
 
     @classmethod
     def tiny(cls, encoder: str = "siglip", llm: str = "qwen2", seed: int = 0, family: str = "llava") -> MLLM:
@@ -136,7 +149,7 @@ class MLLM:
         With a pivot.json, the weights in memory must have the hashes in it. Without `dtype` they stay as they were stored, except
         that half precision (fp16, in which the base is shipped) is opened as fp32.
         """
-        where, here = _place(str(source))
+        where, here = _place(str(source), NEEDED)
         _, processor = _described(where, here)
         try:
             with quiet():
@@ -212,9 +225,21 @@ class MLLM:
                 raise BadInput(f"MLLM {where}: the weights of its {name} are not those that were saved; save it again or delete {NOTES}")
 
 
-def describe(source: str | Path) -> tuple[PreTrainedConfig, ProcessorMixin]:
-    """Config and processor of what `MLLM.load` opens, without its weights. What is no MLLM is a `BadInput`."""
-    return _described(*_place(str(source)))
+def describe(source: str | Path) -> MLLM:
+    """What `MLLM.load` opens, from its settings alone: its model has no storage. What is no MLLM is a `BadInput`."""
+    where, here = _place(str(source), (NEEDED[0], NEEDED[2]))
+    config, processor = _described(where, here)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    notes = Path(where) / NOTES
+    return MLLM(model, processor, Tap(**read_json(notes)["tap"]) if notes.is_file() else family(config).tap(config))
+
+
+def describe_parts(encoder: Encoder, llm: str, template: str | None = None) -> MLLM:
+    """What `MLLM.build` makes of these, from settings alone: its model has no storage, and what only weights tell is not checked."""
+    body, tokenizer = llms.described(llm)
+    encoder.model.to("meta")  # type: ignore[arg-type]  # some come with weights, which nobody will look at
+    return MLLM._built(encoder, body, tokenizer, template, None, 0)
 
 
 def _described(where: str, here: bool) -> tuple[PreTrainedConfig, ProcessorMixin]:
@@ -305,13 +330,13 @@ def _generation_config(processor: ProcessorMixin) -> GenerationConfig:
     return GenerationConfig(eos_token_id=end, pad_token_id=end if pad is None else pad)
 
 
-def _place(source: str) -> tuple[str, bool]:
-    """Folder or Hub name of an MLLM, and whether all of it is on this machine."""
+def _place(source: str, needed: Sequence[tuple[str, ...]]) -> tuple[str, bool]:
+    """Folder or Hub name of an MLLM, and whether the needed files of it are on this machine."""
     if source == "base":
         return str(BASE), True
     if Path(source).is_dir():
         return source, True
     if not source.startswith("hf:"):
-        raise BadInput(f"MLLM '{source}': no such folder; check the path, take the shipped 'base', or write hf:OWNER/NAME")
+        raise BadInput(f"MLLM '{source}': no such folder; check the path, run the stage that makes it, take 'base', or write hf:OWNER/NAME")
     name = source.removeprefix("hf:")
-    return name, reach(name, NEEDED)
+    return name, reach(name, needed)
