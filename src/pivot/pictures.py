@@ -26,6 +26,7 @@ ORIENTATION = 0x0112  # EXIF's tag
 TURNED = (5, 6, 7, 8)  # its values of pictures whose sides change places
 # Pillow refuses more than 179 million pixels, which decoded are half a gigabyte. Of half as many it warns; that is big, but a picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged EXIF data, once for each of a million pictures
 
 
 class Missing(BadInput):
