@@ -115,6 +115,8 @@ def _of_array(chunks: Iterator[bytes], file: Path) -> Iterator[tuple[int, int]]:
             _, end = decode(text, at)
             yield base + at, base + end
             rows, at = rows + 1, end
+        except RecursionError:
+            raise BadInput(f"row {rows} of {file} (byte {base + at}) is nested too deeply to be a row; take it out") from None
         except ValueError as broken:
             if isinstance(broken, BadInput):
                 raise
