@@ -19,6 +19,7 @@ ROOT = Path(pivot.__file__).parent
 FLOOR = {
     "records",
     "pictures",
+    "markup",
     "progress",
     "seen",
     "plain",

@@ -218,12 +218,12 @@ def test_data_show_and_make_agree(tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = [json.loads(line) for line in (tmp_path / "out" / "data.jsonl").read_text().splitlines()]
     for index, row in enumerate(rows):
         picture = tmp_path / f"{index}.png"
-        assert cli.call(["data", "show", *source, "--index", str(index), "--image", str(picture), "--json"]) == 0
+        assert cli.call(["data", "show", source[1], "--index", str(index), "--image", str(picture), "--json"]) == 0
         shown = json.loads(capsys.readouterr().out)
         assert shown == {key: value for key, value in row.items() if key not in ("images", "truth")}
         with Image.open(picture) as one, Image.open(tmp_path / "out" / row["images"][0]) as other:
             assert one.tobytes() == other.tobytes()
-    assert cli.call(["data", "show", *source]) == 0
+    assert cli.call(["data", "show", source[1]]) == 0
     assert "chosen:" in capsys.readouterr().out
 
 
@@ -261,7 +261,7 @@ def test_a_probe_takes_an_mllm_as_the_encoder_in_it(
 def test_a_row_without_task_and_domain_is_shown_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.jsonl").write_text('{"id": "bare", "prompt": "?"}\n{"id": "half", "prompt": "?", "task": "word"}\n')
     for index, head in enumerate(("bare", "half  word")):
-        assert cli.call(["data", "show", "--data", f"rows,{tmp_path}", "--index", str(index)]) == 0
+        assert cli.call(["data", "show", f"rows,{tmp_path}", "--index", str(index)]) == 0
         assert capsys.readouterr().out.splitlines()[0] == head
 
 

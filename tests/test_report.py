@@ -18,6 +18,7 @@ import fake_run
 import pytest
 from PIL import Image
 
+from pivot import markup
 from pivot.files import read_json, read_jsonl, write_json, write_jsonl
 from pivot.records import BadInput, Measurement
 from pivot.report import collect, figures, items, page, words
@@ -376,7 +377,7 @@ def test_data_cannot_become_markup(html: str, tmp_path: Path) -> None:
     shown = fake_run.EVIL.translate(dict.fromkeys((0, 0x202E, 0xD800), "\ufffd"))
     assert "{{ 7*7 }}" in shown and text.count(shown) > 50
     assert all(arm in text for arm in fake_run.EVIL_ARMS)
-    assert not page.UNFIT.search(written)
+    assert not markup.UNFIT.search(written)
     titles = [value for _, name, value in document.attributes if name in ("aria-label", "alt") and value]
     assert any("onerror" in title for title in titles)
 

@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich takes longer to import than all the rest of --help
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data = typer.Typer(help="Make and look at data.", no_args_is_help=True)
+data = typer.Typer(help="Make, check, convert and look at data.", no_args_is_help=True)
 probe = typer.Typer(help="Measure encoders.", no_args_is_help=True)
 bench = typer.Typer(help="Measure MLLMs.", no_args_is_help=True)
 encoder = typer.Typer(help="Look at encoders.", no_args_is_help=True)

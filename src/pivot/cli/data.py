@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pivot.cli.app import Json, Source, data, free, live, show
-from pivot.oneline import described
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ def data_filter(
 def _format(source: str, out: Path, to: str | None) -> str:
     """The asked one, else the data's own, else what the file's name says."""
     from pivot.data.convert import default, written
+    from pivot.oneline import described
 
     own = described(source)["read"]
     return to or (own if own in written() else default(out))
@@ -145,20 +145,25 @@ def _lines(written: Written) -> list[str]:
 
 @data.command("show")
 def data_show(
-    source: Source = "world,size=100",
-    index: Annotated[int, typer.Option(help="Which example.", min=0)] = 0,
+    source: From = "world,size=100",
+    items: Annotated[int, typer.Option(min=1, help="How many rows the page shows.")] = 24,
+    start: Annotated[int, typer.Option(min=0, help="The first of them.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Show rows drawn at random instead.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page of many rows here.")] = None,
+    index: Annotated[int, typer.Option(help="Which row, without a page.", min=0)] = 0,
     image: Annotated[Path | None, typer.Option(help="Write its picture here.")] = None,
     json: Json = False,
 ) -> None:
-    """Show one example."""
-    from pivot.data.write import row
+    """Show one row, or a page of many."""
     from pivot.recipe import read
 
     examples = read(source)
+    if out:
+        _page(examples, source, out, (items, start, seed), json)
+        return
     if index >= len(examples):
         raise BadInput(f"no example {index}: {source} has {len(examples)}; give --index below that")
     example = examples[index]
-    found = row(example)
     if image:
         from pivot.files import whole_file
         from pivot.pictures import picture
@@ -167,6 +172,22 @@ def data_show(
             raise BadInput(f"example {example.id} of {source} has no picture; leave out --image, or give another --index")
         with whole_file(image) as unfinished:
             picture(example.images[0]).save(unfinished, "PNG")
+    _one(example, json)
+
+
+def _page(examples: Sequence[Example], source: str, out: Path, which: tuple[int, int, int | None], json: bool) -> None:
+    from pivot.data.page import chosen_rows, write
+
+    free(out)
+    rows = chosen_rows(len(examples), *which)
+    write(examples, rows, source, out)
+    show({"page": str(out), "rows": rows}, json, text=f"page of {len(rows):,} of {len(examples):,} rows: {out}")
+
+
+def _one(example: Example, json: bool) -> None:
+    from pivot.data.write import row
+
+    found = row(example)
     responses = [f"{r['role']:>8}: {r['text']}" + (f"  ({r['error']})" if r["error"] else "") for r in found["responses"]]
     about = ", ".join(word for word in (example.domain, example.task) if word)
     show(found, json, text="\n".join([f"{example.id}  {about}".rstrip(), f"  prompt: {example.prompt}", *responses]))

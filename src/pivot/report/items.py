@@ -5,17 +5,11 @@ The gallery is no sample: items on which arms disagree come first, task by task.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from pivot.pictures import picture
-from pivot.records import BadInput
+from pivot.markup import thumbnail
 from pivot.report.reading import Run
 
 Facts = dict[str, Any]
@@ -108,17 +102,4 @@ def _picture(run: Run, place: Any) -> Facts | None:
     file = (home / str(place)).resolve()
     if not isinstance(place, str) or not file.is_relative_to(home) or not file.is_file():
         return None
-    return run.take(run.folder.path / "answers" / place, _data_uri)
-
-
-def _data_uri(file: Path) -> Facts:
-    """Always encoded anew, so that what reaches the page is an image and nothing else."""
-    image = picture(file)
-    image.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    try:
-        image.save(out, "PNG", optimize=True)
-    except (OSError, ValueError) as broken:
-        raise BadInput(f"image cannot be shown ({broken})") from None
-    uri = f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-    return {"uri": uri, "width": image.width, "height": image.height}
+    return run.take(run.folder.path / "answers" / place, lambda kept: thumbnail(kept, LARGEST))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
+from pivot import markup
 from pivot.files import write_bytes
 from pivot.report import collect, figures, words
 from pivot.report.collect import Folder
@@ -19,8 +19,6 @@ from pivot.report.outcome import outcome
 from pivot.report.scores import Scores
 
 Facts = dict[str, Any]
-# Characters that no HTML page may hold, and those that turn around the text that follows.
-UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
 # What is drawn of metrics.jsonl with all arms in one figure: caption, what it means, ends of the axis.
 CURVES = {
     "rewards/accuracies": ("Reward accuracy", "how often the chosen response gained more", 0.0, 1.0),
@@ -46,15 +44,12 @@ def write(folders: Folder | Sequence[Folder], out: Path | str | None = None) -> 
 
 def render(found: Mapping[str, Any]) -> str:
     """The page of what `collect` found."""
-    return UNFIT.sub("\N{REPLACEMENT CHARACTER}", _template().render(view(found)))
+    return markup.rendered(_template(), view(found))
 
 
 @cache
 def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(words=words, swatch=figures.swatch)
-    return environment.get_template("template.html")
+    return markup.template(Path(__file__).with_name("template.html"), words=words, swatch=figures.swatch)
 
 
 def view(found: Mapping[str, Any]) -> Facts:
