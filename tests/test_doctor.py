@@ -22,6 +22,7 @@ from test_families import EXAMPLES, NAMES
 from pivot import cli, pictures
 from pivot.data.checks import FAULTS, faults
 from pivot.data.collate import encode, spoken
+from pivot.data.convert import written
 from pivot.data.doctor import Report, examine
 from pivot.data.fits import Limit
 from pivot.data.mend import retagged
@@ -30,6 +31,8 @@ from pivot.data.vision import counts, sights
 from pivot.model import MLLM
 from pivot.records import Example, Response
 
+WRITTEN = written()
+PARQUETS = (published.onevision, published.rlaif, published.rlhf_v, published.captions)
 ROOM = 300  # tokens; the longest clean row takes 98
 
 
@@ -257,6 +260,7 @@ def test_what_is_given_twice_on_purpose_is_no_duplicate_and_several_pictures_are
     entry = {"json_path": str(file), "sampling_strategy": "all"}
     mixture.write_text(json.dumps({"datasets": [entry, {**entry, "sampling_strategy": "first:2"}]}))
     assert examine(f"llava,{mixture}").clean
+    assert examine(f"mix,size=9,of={{a: {{read: llava, path: {file}}}}}").clean
 
 
 def test_captions_and_classes_ask_nothing_but_a_row_among_questions_may_not(tmp_path: Path) -> None:
@@ -439,6 +443,34 @@ def test_a_clean_copy_is_clean_and_says_what_is_not_in_it(tmp_path: Path, capsys
     assert kept == ["r0", "r1", "r2", "r4", "r4-4", "r7", "r9", "r10", "r11"]
 
 
+@pytest.mark.parametrize("layout", [one for one, reader in published.READERS.items() if reader in WRITTEN], ids=lambda one: one.__name__)
+def test_every_format_that_can_be_written_gets_a_clean_copy_of_itself(
+    layout: published.Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One row of each is damaged: its picture, or where that lies in parquet the file is written anew with half of it."""
+    source = layout(tmp_path / "data")
+    damage(source)
+    line = f"{published.READERS[layout]},{source}"
+    copy = tmp_path / f"clean{'.parquet' if layout in PARQUETS else '.jsonl' if source.is_dir() else source.suffix}"
+    code, out, _ = call(capsys, line, "--fix", str(copy), "--json")
+    told = json.loads(out)
+    assert code == 1 and told["counts"] == {"image-corrupt": told["fix"]["left_out"]} and told["fix"]["lost"] == {}
+    code, out, _ = call(capsys, told["fix"]["source"], "--json")
+    assert code == 0 and json.loads(out)["rows"] == told["rows"] - told["fix"]["left_out"] == told["fix"]["rows"] > 0
+
+
+def damage(source: Path) -> None:
+    inside = sorted(one for one in source.parent.rglob("*") if one.suffix in (".jpg", ".png", ".jpeg"))
+    if inside:
+        cut(inside[-1])
+        return
+    file = sorted(source.rglob("*.parquet"))[0] if source.is_dir() else source
+    whole = published.pa.parquet.read_table(file)
+    rows = whole.to_pylist()
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:300]
+    published.pq.write_table(published.pa.Table.from_pylist(rows, whole.schema), file)
+
+
 def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = published.llava(tmp_path)
     code, out, err = call(capsys, str(file))
@@ -456,6 +488,11 @@ def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.Ca
     file.write_text(file.read_text()[:-30])
     code, out, _ = call(capsys, str(file))
     assert code == 1 and out.startswith("broken-file: row 2 of")
+    whole = published.onevision(tmp_path)
+    part = sorted(whole.rglob("*.parquet"))[1]
+    part.write_bytes(part.read_bytes()[:-40])
+    code, out, _ = call(capsys, f"onevision,{whole}", "--json")
+    assert code == 1 and json.loads(out)["counts"] == {"broken-file": 1} and str(part) in out
 
 
 def test_text_for_people_is_short_whatever_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

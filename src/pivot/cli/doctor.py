@@ -35,22 +35,29 @@ def data_doctor(
     """Find what is wrong with data: exits 1 if anything is."""
     from pivot.data.doctor import examine, torn
     from pivot.oneline import described
+    from pivot.recipe import read
 
     plain = described(source)
     if fix:
         _writable(fix, plain["read"])
     measure: Callable[[], Limit] | None = partial(_limit, model, limit) if model else None
     holds = measure().tokens if measure else None  # a model that is not there is said before all rows are read
-    if wrong := torn(source):
+    try:
+        read(source)
+    except BadInput:
+        if not (wrong := torn(source)):
+            raise
         facts = {"data": source, "rows": 0, "clean": False, "counts": {"broken-file": 1}, "findings": {"broken-file": [{"says": wrong}]}}
         show(facts, json, text=visible(f"broken-file: {wrong}"))
-        raise typer.Exit(1)
+        raise typer.Exit(1) from None
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
     lines = _lines(report, holds, limit)
     if fix and not report.clean:
         facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
         lines += said
+    elif fix:
+        lines.append(f"nothing to leave out: {fix} is not written")
     show(facts, json, text="\n".join(lines))
     if not report.clean:
         raise typer.Exit(1)

@@ -67,9 +67,14 @@ def mended(report: Report, number: int) -> Example:
 
 def _own(report: Report, name: str) -> str:
     """An id that no row has. It ends in the row's number, so no two of these are the same."""
-    while hashed(name) in report.ids:
+    while _taken(hashed(name), report.ids):
         name = f"-{name}"
     return name
+
+
+def _taken(value: int, ids: np.ndarray) -> bool:
+    at = int(np.searchsorted(ids, np.uint64(value)))
+    return at < len(ids) and int(ids[at]) == value
 
 
 def clean(report: Report, left_out: Path) -> Clean:

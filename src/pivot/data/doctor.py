@@ -19,9 +19,10 @@ from pivot.data.checks import BIT, FAULTS, Fault
 from pivot.data.compare import ID, Read, alike, leaks
 from pivot.data.places import places
 from pivot.data.scan import LENGTHS, PICTURES, ROWS, SKIPPED, Crew, Data, Measure, Words, crew, lengths, looks, looks_only, pieces, texts
-from pivot.data.table import table
+from pivot.data.table import JSON, PARQUET, table
 from pivot.oneline import described
 from pivot.records import BadInput
+from pivot.seen import seen
 
 if TYPE_CHECKING:
     from pivot.data.fits import Limit
@@ -36,7 +37,7 @@ class Report:
     data: Data
     flags: np.ndarray
     pictures: int
-    ids: np.ndarray  # (rows,) uint64, their hashes
+    ids: np.ndarray  # (rows,) uint64, hashes of them, sorted
     words: Words
 
     @property
@@ -63,15 +64,21 @@ class Report:
 
 
 def torn(line: str) -> str | None:
-    """What is wrong with the file itself that a line names, so that no row of it can be found; None if nothing is."""
-    path = described(line).get("path")
-    if not isinstance(path, str) or Path(path).suffix in (".yaml", ".yml") or not Path(os.path.expanduser(path)).is_file():
-        return None
-    try:
-        table(os.path.expanduser(path))
-    except BadInput as wrong:
-        return str(wrong)
+    """What is wrong with a file that a line names, or with one in the folder that it names, so that its rows cannot even be found."""
+    path = Path(os.path.expanduser(str(described(line).get("path") or "")))
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        try:
+            if file.is_file() and file.suffix in (*JSON, *PARQUET) and not _object(file):
+                table(file)
+        except BadInput as wrong:
+            return str(wrong)
     return None
+
+
+def _object(file: Path) -> bool:
+    """Whether a file is no rows but one object, as MMPR's meta.json."""
+    return file.suffix in JSON and seen(file).kind == "object"
 
 
 def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Sequence[str] = (), workers: int = 1) -> Report:
@@ -92,7 +99,7 @@ def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Seq
             for number, fault in _long(read, flags, over):
                 flags[number] |= np.uint64(BIT[fault.code])
                 words.add([(number, fault)])
-    return Report(data, flags, len(np.unique(read.keys)), read.hashes[:, ID], words)
+    return Report(data, flags, len(np.unique(read.keys)), np.sort(read.hashes[:, ID]), words)
 
 
 def _against(line: str, workers: int) -> Read:
@@ -116,11 +123,11 @@ def _read(data: Data, over: Crew, words: Words, decode: bool = True) -> tuple[Re
     order = np.argsort(first)  # as rows name them
     wanted, back = rows["places"][first[order]], np.argsort(order)[which]
     cut = [wanted[piece.start : piece.stop] for piece in pieces(len(wanted), PICTURES)]
-    seen, wrong = [np.zeros((0, 4), np.uint64)], Words()
+    looked, wrong = [np.zeros((0, 4), np.uint64)], Words()
     for look in _told(over(looks if decode else looks_only, cut), "doctor: pictures", len(wanted), PICTURES):
-        seen.append(look.seen)
+        looked.append(look.seen)
         wrong.add(look.found)
-    content, codes, width, height = np.concatenate(seen)[back].T
+    content, codes, width, height = np.concatenate(looked)[back].T
     np.bitwise_or.at(rows["flags"], rows["places"][:, 0], codes)
     said = _everywhere(codes, rows["places"][:, 0], rows["places"][first[which], 0], wrong)
     return Read(**rows, content=content, sizes=np.column_stack([width, height]).astype(np.int64)), said
