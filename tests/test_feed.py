@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import picture_of
 from PIL import Image
 from training import SFT, fresh, run, same, weights
@@ -122,6 +124,28 @@ def test_rows_made_by_threads_are_those_made_by_one(family: str) -> None:
         for one, other in zip(row.trunks[0].images, wanted.trunks[0].images, strict=True):
             assert one.tokens == other.tokens and one.inputs.keys() == other.inputs.keys()
             assert all(torch.equal(one.inputs[name], other.inputs[name]) for name in one.inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SiglipImageProcessorPil", {"size": {"height": 40, "width": 56}, "resample": 3}),
+        ("CLIPImageProcessorPil", {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 48}}),  # wider than some: it pads
+        ("ViTImageProcessorPil", {"image_mean": [0.1, 0.2, 0.3], "image_std": [1.1, 0.2, 0.3], "rescale_factor": 1 / 127}),
+        ("SiglipImageProcessorPil", {"do_normalize": False}),
+        ("LlavaOnevisionImageProcessorPil", {"size": {"height": 40, "width": 40}, "image_grid_pinpoints": [[40, 80], [80, 40]]}),
+        ("BridgeTowerImageProcessorPil", {"size": {"shortest_edge": 40}, "crop_size": {"shortest_edge": 40}}),
+    ],
+)
+def test_pixels_are_the_image_processors_own(name: str, options: dict[str, Any]) -> None:
+    """Also where they are looked up: of every value of 8 bits, to the last bit."""
+    maker = getattr(transformers, name)(**options)
+    for pictures in ([picture_of(1, 48)], [picture_of(2, 31)], [picture_of(3, 64), picture_of(4, 64)]):
+        wanted, found = maker(images=[list(pictures)], return_tensors="pt"), vision.made(maker, pictures)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], torch.as_tensor(wanted[key])) for key in wanted)
+    looked_up = name != "LlavaOnevisionImageProcessorPil" and name != "BridgeTowerImageProcessorPil" and options.get("do_normalize", True)
+    assert vision._value_by_value(maker) is looked_up
 
 
 class Watched:
@@ -260,6 +284,13 @@ def test_at_384_pixels_five_rows_every_50_ms_are_never_waited_for(tmp_path: Path
                 yield time.perf_counter() - began
                 time.sleep(0.05)
 
-    tries = [list(waits()) for _ in range(3)]  # other work on this machine may spoil one
+    busy, began = os.getloadavg()[0], time.process_time()
+    tries = [list(waits())]
+    # Two cores have 20 ms of their time for each row; the rest is left to whatever feeds an accelerator.
+    assert (time.process_time() - began) / 300 < 0.016
+    while len(tries) < 3 and max(tries[-1]) >= 0.01:
+        tries.append(list(waits()))
     best = min(tries, key=max)
+    if busy > 1 and max(best) >= 0.01:
+        pytest.skip(f"other work keeps this machine busy (load {busy:.1f}), so that waiting says nothing")
     assert max(best) < 0.01 and sum(best) < 0.05, f"waited {sum(best):.3f} s in 59 steps, {max(best):.3f} s in one"

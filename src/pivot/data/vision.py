@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -41,7 +42,7 @@ def sights(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> tuple[
         return ()
     known, alone = _counted.setdefault(processor, {}), len(pictures) == 1
     sizes = [(alone, picture.size) for picture in pictures]
-    found = processor.image_processor(images=[list(pictures)], return_tensors="pt")
+    found = made(processor.image_processor, pictures)
     if not all(size in known for size in sizes):
         known.update(zip(sizes, _counts(processor, pictures, found), strict=True))
     return tuple(Sight(one, known[size]) for one, size in zip(_apart(found, len(pictures)), sizes, strict=True))
@@ -72,7 +73,35 @@ def inputs_of(processor: ProcessorMixin, pictures: Sequence[Image.Image]) -> lis
     """The model's inputs for each of a row's pictures."""
     if not pictures:
         return []
-    return _apart(processor.image_processor(images=[list(pictures)], return_tensors="pt"), len(pictures))
+    return _apart(made(processor.image_processor, pictures), len(pictures))
+
+
+def made(maker: Any, pictures: Sequence[Image.Image]) -> Mapping[str, torch.Tensor]:
+    """What an image processor makes of a row's pictures, to the last bit.
+
+    Most end by scaling and shifting each value of 8 bits in several passes of numpy. That is looked up instead: of 384 px, 10 ms a
+    picture in place of 12.5, of which resizing takes 5.
+    """
+    if not _value_by_value(maker):
+        return maker(images=[list(pictures)], return_tensors="pt")
+    found = maker(images=[list(pictures)], return_tensors="pt", do_rescale=False, do_normalize=False)
+    values = found["pixel_values"].numpy()  # (I, C, height, width)
+    if values.dtype != np.uint8:
+        return maker(images=[list(pictures)], return_tensors="pt")
+    every = np.broadcast_to(np.arange(256, dtype=np.uint8), (values.shape[1], 1, 256))
+    table = maker.normalize(maker.rescale(every, maker.rescale_factor), maker.image_mean, maker.image_std)[:, 0]  # (C, 256)
+    pixels = np.empty(values.shape, table.dtype)
+    for channel, looked_up in enumerate(np.ascontiguousarray(table)):
+        np.take(looked_up, values[:, channel], mode="clip", out=pixels[:, channel])
+    return {**found, "pixel_values": torch.from_numpy(pixels)}
+
+
+def _value_by_value(maker: Any) -> bool:
+    """Whether an image processor is a stock one whose last steps are to scale and to shift each value by itself."""
+    stock = next((kind for kind in type(maker).__mro__ if kind.__name__ == "PilBackend"), None)
+    steps = ("_preprocess", "rescale", "normalize")
+    own = stock is None or any(getattr(type(maker), step) is not getattr(stock, step) for step in steps)
+    return not own and bool(maker.do_rescale and maker.do_normalize) and not getattr(maker, "do_pad", False)
 
 
 class _Made:
