@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, PreTrainedModel
@@ -132,7 +132,7 @@ def memory(shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1) 
     }
     try:
         kept = _forward(shell, batch, half)
-    except DataDependentOutputException:  # of towers that pack patches, and LLMs with a state
+    except (DataDependentOutputException, DynamicOutputShapeException):  # of towers that pack patches, and LLMs with a state
         unknown = Memory(**facts, activations=None, moment=None)
         return unknown, unknown
     # Logits, their fp32 copy and log-probabilities on the way there; log-probabilities and two gradients on the way back.
