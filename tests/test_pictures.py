@@ -57,6 +57,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
     for kind in ("GIF", "PNG", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
         near(picture(saved(frames[0], kind, save_all=True, append_images=frames[1:], duration=50, **options)), frames[0], 1)
+    near(picture(saved(frames[0], "MPO", save_all=True, append_images=frames[1:])), frames[0], 3)  # as phones write them, called .jpg
 
 
 def test_cmyk_is_seen_in_its_colours() -> None:

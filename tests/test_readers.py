@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -189,7 +190,16 @@ def test_no_name_of_a_picture_leads_out_of_its_folder(format: str, row: dict[str
     (tmp_path / "secret.png").write_bytes(encoded(1, "PNG"))
     put(home, "inside.png", 2)
     (home / "link.png").symlink_to(tmp_path / "secret.png")
-    names = ["../secret.png", "a/../../secret.png", str(tmp_path / "secret.png"), "link.png", "https://x.org/a.png", "nul\0.png"]
+    (home / "linked").symlink_to(tmp_path)
+    names = [
+        "../secret.png",
+        "a/../../secret.png",
+        str(tmp_path / "secret.png"),
+        "link.png",
+        "linked/secret.png",
+        "https://x.org/a.png",
+        "nul\0.png",
+    ]
     rows = read(format, lines(home / "rows.jsonl", [{**row, "image": name} for name in [*names, "inside.png"]]))
     for number, name in enumerate(names):
         with pytest.raises(BadInput) as wrong:
@@ -198,7 +208,7 @@ def test_no_name_of_a_picture_leads_out_of_its_folder(format: str, row: dict[str
         assert repr(name) in str(wrong.value) or "names no file" in str(wrong.value)
     assert picture(rows[len(names)].images[0]) == drawn(2)
     linked = read(format, home / "rows.jsonl", links=True)
-    assert picture(linked[3].images[0]) == drawn(1)
+    assert picture(linked[3].images[0]) == picture(linked[4].images[0]) == drawn(1)
     with pytest.raises(BadInput, match="leads out"):
         _ = linked[0]
 
@@ -254,6 +264,55 @@ def test_what_is_wrong_is_said_with_row_and_field(format: str, row: dict[str, An
     with pytest.raises(BadInput) as wrong:
         _ = read(format, file)[0]
     assert str(wrong.value).startswith(f"line 1 of {file}: ") and says in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    1.5,
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    [[]],
+    [{}],
+    {"role": 1},
+    [{"role": "user", "content": [5]}],
+    "[",
+    "\0",
+    "a/../..",
+)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in WRITTEN if layout is not mmpr], ids=lambda layout: layout.__name__)
+def test_whatever_stands_in_a_field_it_is_an_example_or_one_line(layout: Layout, tmp_path: Path) -> None:
+    """Each value of each row, at any depth, is replaced by what does not belong there."""
+    dice, format = random.Random(5), READERS[layout]
+    given = rewritten(read(format, layout(tmp_path / "given", odd=True)), format, tmp_path / "again")[0]
+    rows = [row for number in range(len(given)) for row in spoilt(dict(given.table.one(number)), dice)]  # type: ignore[attr-defined]
+    broken = read(format, lines(tmp_path / "broken.jsonl", rows))
+    refused = 0
+    for number in range(len(broken)):
+        try:
+            assert isinstance(broken[number], Example)
+        except BadInput as wrong:
+            refused += 1
+            assert str(wrong).startswith(f"line {number + 1} of ") and "\n" not in str(wrong)
+    assert 0 < refused < len(rows)
+
+
+def spoilt(row: Any, dice: random.Random) -> list[Any]:
+    """Copies of a value, each with one thing in it replaced or taken away."""
+    if isinstance(row, dict):
+        taken = [{key: value for key, value in row.items() if key != gone} for gone in row]
+        return taken + [{**row, key: other} for key in row for other in (*dice.sample(ODD_VALUES, 4), *spoilt(row[key], dice))]
+    if isinstance(row, list):
+        return [
+            [*row[:at], other, *row[at + 1 :]] for at in range(len(row)) for other in (*dice.sample(ODD_VALUES, 4), *spoilt(row[at], dice))
+        ]
+    return []
 
 
 # ---- LLaVA, Cambrian, OneVision

@@ -32,7 +32,6 @@ class Captioned(Lazy[Example]):
 
     root: Root
     names: Listing
-    tagged: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

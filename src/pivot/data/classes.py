@@ -35,7 +35,6 @@ class Classes(Lazy[Example]):
     names: Listing
     classes: Sequence[str]
     ends: np.ndarray
-    tagged: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

@@ -63,7 +63,7 @@ def conversation(row: Row, given: Any) -> list[Turn]:
     turns = list[Turn]()
     for number, turn in enumerate(given):
         speaker = turn.get("from") if isinstance(turn, Mapping) else None
-        if speaker not in ROLES:
+        if not isinstance(speaker, str) or speaker not in ROLES:
             raise row.wrong(f"turn {number} is from {speaker!r}, not from human, gpt or system")
         said = row.said(turn.get("value"), f"the value of turn {number}")
         if ROLES[speaker] != "assistant" or any(turn["role"] == "user" for turn in turns):

@@ -33,7 +33,6 @@ class Masks(Lazy[Example]):
     root: Root
     maps: Root
     names: Listing
-    tagged: bool = False
 
     def __len__(self) -> int:
         return len(self.names)

@@ -19,7 +19,7 @@ import binascii
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -59,9 +59,20 @@ class Root:
         found = os.path.normpath(os.path.join(self._lexical, name))
         if "\0" in name or not _within(found, self._lexical):
             raise Unsafe(f"{name!r} leads out of {self.folder}; put the picture there, or name the folder of pictures with images=")
-        if not self.links and not _within(os.path.realpath(found), self._real):
+        if not self.links and not _within(_followed(found), self._real):
             raise Unsafe(f"{name!r} is a link out of {self.folder}; put the picture there, or allow links with links=true")
         return Path(found)
+
+
+def _followed(path: str) -> str:
+    """The path without links. Only the last of its parts is looked at for each picture."""
+    whole = os.path.join(_resolved(os.path.dirname(path)), os.path.basename(path))
+    return os.path.realpath(whole) if os.path.islink(whole) else whole
+
+
+@lru_cache(maxsize=1 << 14)
+def _resolved(folder: str) -> str:
+    return os.path.realpath(folder)
 
 
 def _within(path: str, folder: str) -> bool:
