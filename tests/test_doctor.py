@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from pivot.data.mend import retagged
 from pivot.data.scan import CAP
 from pivot.data.vision import counts, sights
 from pivot.model import MLLM
-from pivot.records import Example, Response
+from pivot.records import BadInput, Example, Response
 
 WRITTEN = written()
 PARQUETS = (published.onevision, published.rlaif, published.rlhf_v, published.captions)
@@ -337,6 +338,12 @@ def test_a_tokenizer_that_is_no_byte_level_one_or_rewrites_text_proves_nothing_b
     assert told(normalizer={"type": "NFC"})._surely(example, 0) and told(normalizer={"type": "NFC"})._bytes("abc") == 9
 
 
+def test_half_a_character_is_one_line_in_training_too(limit: Limit) -> None:
+    for example in (Example("a", (), "so \ud83d", ()), Example("a", (), "so?", (Response("\ude00"),))):
+        with pytest.raises(BadInput, match=r"row a, .*Unicode"):
+            encode(example, limit.processor)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_are_counted_by_their_sizes(name: str) -> None:
     processor, other = MLLM.tiny(family=name).processor, MLLM.tiny(family=name).processor
@@ -493,6 +500,15 @@ def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.Ca
     part.write_bytes(part.read_bytes()[:-40])
     code, out, _ = call(capsys, f"onevision,{whole}", "--json")
     assert code == 1 and json.loads(out)["counts"] == {"broken-file": 1} and str(part) in out
+
+
+def test_what_the_format_cannot_say_is_named_with_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = published.llava_dpo(tmp_path, odd=True)
+    shutil.rmtree(tmp_path / "pictures")
+    for number in (61, 62, 66):
+        put(tmp_path, f"pictures/{number}.jpg", number)
+    code, out, _ = call(capsys, str(file), "--fix", str(tmp_path / "clean.json"))
+    assert code == 1 and "6 rows, 0 of them mended; 1 left out" in out and "pictures of responses (1 rows)" in out
 
 
 def test_text_for_people_is_short_whatever_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,4 +146,5 @@ def _fixed(report: Report, out: Path, reader: str, listed: Path) -> tuple[dict[s
     facts = {"file": str(out), "source": written.source, "rows": len(rows), "mended": rows.mended}
     facts |= {"left_out": report.rows - len(rows), "list": str(listed)}
     said = f"{len(rows):,} rows, {rows.mended:,} of them mended; {report.rows - len(rows):,} left out: {listed}"
-    return {**facts, "lost": dict(written.lost)}, ["", f"clean copy: {written.source}", said]
+    lost = [f"not in the copy, for which its format has no place: {what} ({count:,} rows)" for what, count in written.lost.items()]
+    return {**facts, "lost": dict(written.lost)}, ["", f"clean copy: {written.source}", said, *lost]

@@ -59,10 +59,8 @@ def faults(example: Example, tagged: bool) -> Iterator[Fault]:
     if len(example.images) > 1:
         yield Fault("several-images", f"{len(example.images)} pictures")
     for where, text in texts(example):
-        try:
-            text.encode()
-        except UnicodeEncodeError as broken:
-            yield Fault("broken-text", f"{where}, character {broken.start}")
+        if (at := halved(text)) is not None:
+            yield Fault("broken-text", f"{where}, character {at}")
     yield from _tags(example, asked, tagged)
     yield from _order(example, asked)
     yield from _responses(example.responses)
@@ -120,6 +118,15 @@ def texts(example: Example) -> Iterator[tuple[str, str]]:
     for number, response in enumerate(example.responses):
         for turn in turns_of(response.text, "assistant"):
             yield f"response {number}", turn["content"]
+
+
+def halved(text: str) -> int | None:
+    """Where half of a surrogate pair stands, which JSON can hold, and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as broken:
+        return broken.start
+    return None
 
 
 def shape(size: tuple[int, int]) -> str | None:

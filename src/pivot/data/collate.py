@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
+from pivot.data.checks import halved, texts
 from pivot.data.turns import IMAGE, formatting, heard, listed, opening, refuse_control, tokens
 from pivot.data.vision import Sight, sights
 from pivot.pictures import picture
@@ -215,6 +216,9 @@ def spoken(
     example: Example, processor: ProcessorMixin, label_mask: LabelMask = "clean", template: Style = "chat"
 ) -> tuple[tuple[Bare, ...], tuple[Span, ...]]:
     """The text of an example in tokens: its trunks and its branches. No picture is opened."""
+    for where, text in texts(example):
+        if halved(text) is not None:
+            raise BadInput(f"row {example.id}, {where}: the text is no Unicode (half of a surrogate pair); correct it or drop the row")
     own = [(response.images, (n,)) for n, response in enumerate(example.responses) if response.images is not None]
     rest = tuple(n for n, response in enumerate(example.responses) if response.images is None)
     trunks, branches = [], {}

@@ -41,7 +41,7 @@ def knows(seen: Seen) -> bool:
     """Conversations without what makes them another format; or a list of data sets."""
     if seen.kind == "yaml":
         return isinstance(seen.first.get("datasets"), list)
-    return seen.kind == "rows" and seen.has("conversations") and not seen.has("chosen")
+    return seen.kind == "rows" and seen.has("conversations") and not (seen.has("chosen") or seen.has("responses"))
 
 
 def example(row: Row) -> Example:
