@@ -39,7 +39,7 @@ from pivot.data import reading
 from pivot.pictures import picture
 from pivot.pictures import read as content
 from pivot.records import BadInput, Example
-from pivot.seen import reader_of, seen
+from pivot.seen import Seen, reader_of, seen
 
 Layout = Callable[..., Path]
 ROWS = [layout for layout, reader in READERS.items() if reader not in ("classes", "masks")]
@@ -76,6 +76,25 @@ def test_each_layout_is_known_by_its_reader_alone(layout: Layout, odd: bool, tmp
             if getattr(importlib.import_module(f"pivot.data.{name}"), "knows", lambda _: False)(seen(file))
         ]
         assert known == [READERS[layout]], file
+
+
+def test_whatever_fields_a_row_has_one_reader_at_most_knows_it() -> None:
+    """Fields of all formats, thrown together: a path alone must never have two meanings."""
+    knows = [module.knows for name in lookup.names("data") if hasattr(module := importlib.import_module(f"pivot.data.{name}"), "knows")]
+    text = (
+        "id image prompt question chosen rejected completion ds_name text caption gt ds_answer video answer image_rejected origin_dataset"
+    )
+    fields = {**dict.fromkeys(text.split(), "x"), "images": ["x"], "messages": [], "responses": [], "conversations": [], "label": True}
+    dice = random.Random(0)
+    claimed = 0
+    for _ in range(1500):
+        row = {key: fields[key] for key in dice.sample(sorted(fields), dice.randrange(1, 8))}
+        for kind in ("rows", "parquet"):
+            found = Seen(Path("x"), kind, row if kind == "rows" else dict.fromkeys(row, "string"))  # type: ignore[arg-type]
+            who = [bool(claims(found)) for claims in knows]
+            assert sum(who) <= 1, row
+            claimed += sum(who)
+    assert claimed > 500
 
 
 @pytest.mark.parametrize("odd", [False, True], ids=["sound", "odd"])

@@ -28,7 +28,7 @@ def knows(seen: Seen) -> bool:
     """Pairs of plain text with one picture or video."""
     texts = all(isinstance(seen.first.get(key), str) for key in ("prompt", "chosen", "rejected"))
     about = seen.has("image") or seen.has("video") or seen.has("image_rejected")
-    return seen.kind == "rows" and texts and about and not seen.has("images")
+    return seen.kind == "rows" and texts and about and not (seen.has("images") or seen.has("responses"))
 
 
 def example(row: Row) -> Example:

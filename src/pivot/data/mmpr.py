@@ -47,7 +47,8 @@ def knows(seen: Seen) -> bool:
     """A list of data sets with their annotations, or rows of question, chosen and rejected."""
     if seen.kind == "folder":
         return META in seen.inside and _is_meta(look(seen.path / META))
-    return _is_meta(seen) or (seen.kind == "rows" and seen.has("question", "chosen", "rejected") and not seen.has("ds_name"))
+    other = any(map(seen.has, ("ds_name", "conversations", "responses", "gt", "prompt")))
+    return _is_meta(seen) or (seen.kind == "rows" and seen.has("question", "chosen", "rejected") and not other)
 
 
 def _is_meta(seen: Seen) -> bool:

@@ -23,7 +23,7 @@ def read(path: str, *, images: str | None = None, links: bool = False, size: int
 
 def knows(seen: Seen) -> bool:
     """Conversations in parquet."""
-    return seen.kind == "parquet" and seen.has("conversations") and not seen.has("chosen")
+    return seen.kind == "parquet" and seen.has("conversations") and not (seen.has("chosen") or seen.has("responses"))
 
 
 def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:

@@ -29,6 +29,8 @@ def read(path: str, *, images: str | None = None, links: bool = False, size: int
 
 def knows(seen: Seen) -> bool:
     """Question, chosen and rejected in parquet, or beside the name of the data set that they come from."""
+    if any(map(seen.has, ("conversations", "responses", "gt"))):
+        return False
     if seen.kind == "parquet":
         return seen.has(*SAID) or seen.has("ds_name", "text", "image")
     return seen.kind == "rows" and seen.has("ds_name") and (seen.has(*SAID) or seen.has("text"))

@@ -47,7 +47,8 @@ def _images(path: str, rows: Table) -> str | None:
 
 def knows(seen: Seen) -> bool:
     """A question with a gold answer and a distilled one."""
-    return seen.kind in ("rows", "parquet") and seen.has("question", "gt") and (seen.has("ds_answer") or seen.has("caption"))
+    other = any(map(seen.has, ("conversations", "responses", "chosen", "ds_name")))
+    return seen.kind in ("rows", "parquet") and seen.has("question", "gt") and (seen.has("ds_answer") or seen.has("caption")) and not other
 
 
 def example(row: Row) -> Example:
