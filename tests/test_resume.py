@@ -247,9 +247,12 @@ def test_a_checkpoint_from_before_a_fact_was_noted_is_gone_on_with(shared_mllm: 
     def older(self: Checkpoints, step: int) -> dict[str, Any]:
         state = stored(self, step)
         begun = {key: value for key, value in state["begun"].items() if key != "data"}
-        return {**state, "begun": {**begun, "settings": {**begun["settings"], "micro": 2}}}
+        settings = {key: value for key, value in begun["settings"].items() if key not in ("group_by", "drop_last", "packing")}
+        return {**state, "begun": {**begun, "settings": {**settings, "micro": 2}}}
 
     with mock.patch.object(Checkpoints, "state", older):
+        with pytest.raises(BadInput, match=r"changed: settings.drop_last\)"):  # what it did not note was not there
+            run(fresh(shared_mllm), SFT(), pairs, tmp_path, save_every=1, drop_last=True)
         assert run(fresh(shared_mllm), SFT(), pairs, tmp_path, save_every=1)
 
 

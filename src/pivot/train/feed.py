@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from pivot.data.collate import Row, collate
 from pivot.objective._contract import Counts
@@ -85,7 +86,11 @@ class Data:
 def read(examples: Sequence[Example], number: int) -> Example:
     """The example of that number, for whichever thread asks."""
     with _reading:
-        return examples[number]
+        example = examples[number]
+        for picture in (*example.images, *(image for response in example.responses for image in response.images or ())):
+            if isinstance(picture, Image.Image):
+                picture.load()  # Pillow decodes an opened file when it is first looked at, and rows may share it
+        return example
 
 
 def micros(rows: Sequence[Row], reference: Sequence[RowLogps] | None, number: int, filler: Row) -> list[Micro]:
