@@ -250,7 +250,9 @@ WRONG = [
     ("rlaif", {"ds_name": "x", "text": '{"question": "q", "chosen": "a"}'}, "'rejected' is missing"),
     ("vlaa", {"question": "q", "caption": "c"}, "'gt' is missing"),
     ("vlaa", {"question": "q", "gt": "a", "ds_answer": 5}, "'ds_answer' is no text but 5"),
-    ("trl", {"chosen": "a b", "rejected": "a c"}, "'prompt' is missing, and chosen is text"),
+    ("trl", {"chosen": "a b", "rejected": "a c"}, "'prompt' is missing, and in text nobody can say where it ends"),
+    ("trl", {"prompt": "q", "chosen": "a", "rejected": None}, "'rejected' is missing"),
+    ("trl", {"prompt": "q", "rejected": "a"}, "'chosen' is missing"),
     (
         "trl",
         {"prompt": "q", "chosen": [{"role": "user", "content": "x"}], "rejected": "b"},

@@ -17,7 +17,7 @@ from pivot.data.turns import IMAGE
 from pivot.records import Example, Response, Turn
 from pivot.seen import Seen
 
-FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "images", "image", "label")
+FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "images", "image")
 ROLES = ("user", "assistant", "system")
 OTHERS = ("question", "conversations", "responses", "gt", "ds_name")  # fields of other formats that have some of these, too
 
@@ -38,40 +38,38 @@ def knows(seen: Seen) -> bool:
 
 def example(row: Row) -> Example:
     """One row."""
-    plain = row.plain
-    own = set(FIELDS) - ({"label"} if plain.get("completion") is None or not isinstance(plain.get("label"), bool) else set())
-    if plain.get("chosen") is not None:
+    there = {key for key in FIELDS if row.plain.get(key) is not None}
+    judged = "completion" in there and isinstance(row.plain.get("label"), bool)
+    if there & {"chosen", "rejected"}:
         prompt, responses = _pair(row)
-    elif plain.get("messages") is not None:
+    elif "messages" in there:
         prompt, responses = parted(messages(row, row.get("messages"), "messages"))
     else:
         prompt, responses = bare(messages(row, row.get("prompt"), "prompt"), "user"), ()
-        if plain.get("completion") is not None:
-            text = bare(messages(row, row.get("completion"), "completion", "assistant"), "assistant")
-            responses = (Response(text, role="rejected" if plain.get("label") is False else "chosen"),)
+        if "completion" in there:
+            said = bare(messages(row, row.get("completion"), "completion", "assistant"), "assistant")
+            responses = (Response(said, role="rejected" if judged and not row.plain["label"] else "chosen"),)
     pictures = row.pictures("images") or row.pictures("image")
-    return Example(id=row.id, images=pictures, prompt=prompt, responses=responses, **row.beside(*own))
+    return Example(id=row.id, images=pictures, prompt=prompt, responses=responses, **row.beside(*FIELDS, *(["label"] if judged else [])))
 
 
 def _pair(row: Row) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:
-    """Prompt and responses of a row with `chosen`, and mostly with `rejected`."""
-    said = {key: messages(row, row.get(key), key, "assistant") for key in ("chosen", "rejected") if row.plain.get(key) is not None}
+    """Prompt and responses of a row with `chosen` and `rejected`."""
+    said = [messages(row, row.get(key), key, "assistant") for key in ("chosen", "rejected")]
     if row.plain.get("prompt") is not None:
         start = messages(row, row.get("prompt"), "prompt")
-    elif isinstance(row.plain.get("chosen"), str):
-        raise row.wrong("'prompt' is missing, and chosen is text, in which nobody can say where the prompt ends; give 'prompt'")
+    elif isinstance(row.plain["chosen"], str) or isinstance(row.plain["rejected"], str):
+        raise row.wrong("'prompt' is missing, and in text nobody can say where it ends; give 'prompt'")
     else:
-        alike = [one for one, *rest in zip(*said.values(), strict=False) if all(one == other for other in rest)]
-        start = alike[: _common(list(said.values()))]
-    responses = list[Response]()
-    for key, turns in said.items():
-        turns = turns[len(start) :] if turns[: len(start)] == start else turns
-        if not turns or turns[0]["role"] != "assistant":
-            raise row.wrong(f"'{key}' does not go on where the prompt ends: with an assistant's turn")
-        responses.append(Response(bare(turns, "assistant"), role="chosen" if key == "chosen" else "rejected"))
+        start = said[0][: _common(said)]
     if not start:
         raise row.wrong("chosen and rejected do not begin alike with a user's turn, and there is no 'prompt'")
-    return bare(start, "user"), tuple(responses)
+    ends = [turns[len(start) :] if turns[: len(start)] == start else turns for turns in said]
+    for key, turns in zip(("chosen", "rejected"), ends, strict=True):
+        if not turns or turns[0]["role"] != "assistant":
+            raise row.wrong(f"'{key}' does not go on where the prompt ends: with an assistant's turn")
+    chosen, rejected = (bare(turns, "assistant") for turns in ends)
+    return bare(start, "user"), (Response(chosen), Response(rejected, role="rejected"))
 
 
 def _common(conversations: Sequence[Sequence[Turn]]) -> int:
@@ -123,7 +121,7 @@ def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list
         own |= {"chosen": _messages(chosen.text, "assistant"), "rejected": _messages(rejected.text, "assistant")}
     elif kept:
         own |= {"completion": _messages(kept[0].text, "assistant")} | ({"label": False} if rejected else {})
-    plain, lost = spread(example, own, taken=FIELDS if rejected and not chosen else [key for key in FIELDS if key != "label"])
+    plain, lost = spread(example, own, taken=[*FIELDS, *(["label"] if "completion" in own else [])])
     return plain, lost + missing(example, kept)
 
 
