@@ -273,6 +273,15 @@ def test_memory_is_what_is_measured(responses: tuple[int, ...], precision: str, 
     assert expected.optimizer == sum(moment.nbytes for moment in moments)
 
 
+def test_packed_rows_hold_no_padding() -> None:
+    config = MLLM.tiny().model.config
+    rows = [row(config, 1, 11, (length,)) for length in (40, 4)]
+    padded, packed = (largest(rows, 2, config, "shared", packing) for packing in (False, True))
+    assert (padded.rows, padded.tokens) == (2, rows[0].length)
+    assert (packed.rows, packed.tokens) == (1, rows[0].length + rows[1].length)
+    assert padded.supervised == packed.supervised == 44
+
+
 def test_what_is_frozen_needs_no_room_and_checkpointing_needs_less(tmp_path: Path) -> None:
     arms = {"arms": {"sft": PLAIN["arms"]["sft"]}}
     found = planned(tmp_path / "run", **arms)

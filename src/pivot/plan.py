@@ -151,7 +151,7 @@ class Sizes:
 
         settings, model = teaching.settings, self.rehearsal.mllm.model
         micro = min(settings.micro, -(-settings.batch // self.machine.gpus))
-        batch = largest(reading.rows, micro, model.config, settings.backend)
+        batch = largest(reading.rows, micro, model.config, settings.backend, settings.packing)
         trained = tuple(part for part, rate in teaching.rates.items() if rate)
         key = (trained, settings.precision, batch.rows, batch.tokens, batch.supervised, batch.segment is None)
         if key not in self._memory:

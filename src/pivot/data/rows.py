@@ -8,8 +8,9 @@ question is about (`region`) and a mask per object (`masks`); kinds and attribut
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,7 +83,7 @@ class Rows(Lazy[Example]):
     def one(self, index: int) -> Example:
         plain = self.lines.one(index)
         try:
-            return _example(_Row.model_validate(plain), self.file.parent, self.where(index))
+            return _example(_Row.model_validate(plain), self.file.parent, partial(self.where, index))
         except ValidationError as wrong:
             error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
             keys = ".".join(str(key) for key in error["loc"])
@@ -94,7 +95,7 @@ class Rows(Lazy[Example]):
         return Root(self.file.parent)
 
     def where(self, index: int) -> str:
-        """The place of a row, for messages."""
+        """The place of a row, for messages: the lines before it have to be counted."""
         return self.lines.where(index)
 
     def fingerprint(self) -> str:
@@ -128,7 +129,7 @@ def knows(seen: Seen) -> bool:
     return (seen.kind == "folder" and ROWS in seen.inside) or (seen.kind == "rows" and seen.has("prompt", "responses"))
 
 
-def _example(row: _Row, folder: Path, where: str) -> Example:
+def _example(row: _Row, folder: Path, where: Callable[[], str]) -> Example:
     responses = [
         Response(_text(said.text), said.role, said.rating, said.error, None if said.images is None else _inside(said.images, folder, where))
         for said in row.responses
@@ -151,16 +152,16 @@ def _text(given: str | list[_Turn]) -> str | tuple[Turn, ...]:
     return given if isinstance(given, str) else tuple(turn.model_dump() for turn in given)
 
 
-def _inside(names: Sequence[str], folder: Path, where: str) -> tuple[Path, ...]:
+def _inside(names: Sequence[str], folder: Path, where: Callable[[], str]) -> tuple[Path, ...]:
     """Paths of files that a line names. Rows may come from anyone: none may lead out of their folder, nor may a link in it."""
     home = folder.resolve()
     for name in names:
         if "\0" in name or not (home / name).resolve().is_relative_to(home):
-            raise Unsafe(f"{where}: {name!r} leads out of {folder}; put the file into that folder and name it from there")
+            raise Unsafe(f"{where()}: {name!r} leads out of {folder}; put the file into that folder and name it from there")
     return tuple(folder / name for name in names)
 
 
-def _truth(given: _Truth, folder: Path, where: str) -> Truth:
+def _truth(given: _Truth, folder: Path, where: Callable[[], str]) -> Truth:
     (file,) = _inside([given.file], folder, where)
     try:
         with np.load(file, allow_pickle=False) as stored:
@@ -169,9 +170,9 @@ def _truth(given: _Truth, folder: Path, where: str) -> Truth:
             raise ValueError("'classes' is no map of class ids")
         region, masks = _bits(region, classes.shape), _bits(masks, (len(given.objects), *classes.shape))
     except FileNotFoundError:
-        raise BadInput(f"{where}: truth not found: {file}; check the path, or set the row's truth to null") from None
+        raise BadInput(f"{where()}: truth not found: {file}; check the path, or set the row's truth to null") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as broken:
-        raise BadInput(f"{where}: truth cannot be read: {file} ({broken}); write it again, or set the row's truth to null") from None
+        raise BadInput(f"{where()}: truth cannot be read: {file} ({broken}); write it again, or set the row's truth to null") from None
     things = tuple(Thing(one.kind, one.attributes, mask) for one, mask in zip(given.objects, masks, strict=True))
     return Truth(classes, things, region, given.caption)
 

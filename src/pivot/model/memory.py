@@ -25,7 +25,8 @@ from pivot.data.collate import Row, collate
 from pivot.encoder import towers
 from pivot.model.branches import Backend, branch_mask, place
 from pivot.model.families import counted, family
-from pivot.model.languages import backend
+from pivot.model.languages import against_packing, backend
+from pivot.model.packed import pack
 
 ALIKE = 4  # layers of the LLM that are run, for all of them
 WIDTH = 4  # bytes of a weight, a gradient, a moment: training keeps all of them in fp32
@@ -109,13 +110,15 @@ class Batch:
     segment: Tensor | None  # (R, T) where branches share a row
 
 
-def largest(rows: Sequence[Row], micro: int, config: Any, asked: Backend) -> Batch:
-    """The most that a micro-batch may hold, as far as these rows show: the longest ones together."""
+def largest(rows: Sequence[Row], micro: int, config: Any, asked: Backend, packing: bool = False) -> Batch:
+    """The most that a micro-batch may hold, as far as these rows show: the longest ones together, padded or packed."""
     used, _ = backend(config.get_text_config(), asked)
     chosen = sorted(rows, key=lambda row: row.length, reverse=True)[:micro]
     chosen += [chosen[0]] * (micro - len(chosen))  # fewer are known than go together
     made = collate(chosen)
     placed = place(made["layout"], used, counted(config, made["layout"]))
+    if packing and not placed.branched and against_packing(config.get_text_config()) is None:
+        placed = pack(placed)
     pixels = {name: value[:0] if not placed.images else value for name, value in made["images"].items()}
     count, tokens = placed.take.shape
     return Batch(pixels, count, tokens, len(placed.read), placed.segment if placed.branched else None)
