@@ -21,6 +21,7 @@ from published import array, drawn, encoded, lines, put
 from test_families import EXAMPLES, NAMES
 
 from pivot import cli, pictures
+from pivot.data import doctor, scan
 from pivot.data.checks import FAULTS, faults
 from pivot.data.collate import encode, spoken
 from pivot.data.convert import written
@@ -549,11 +550,15 @@ def plain(report: Report) -> Any:
     return report.flags.tolist(), {code: list(report.first(code, CAP)) for code in report.words.by}
 
 
-def test_any_number_of_processes_says_the_same(tmp_path: Path) -> None:
+def test_any_number_of_processes_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "WORTH", 1000)
     file = f"llava_dpo,{many(tmp_path, 2300, 600)}"
     alone = examine(file)
     assert said(alone)["empty-chosen"] == [5, 1002, 1999] and alone.count("image-corrupt") == 7 and alone.pictures == 600
-    assert plain(examine(file, workers=2)) == plain(alone)
+    started: list[int] = []
+    pool = scan.ProcessPoolExecutor
+    monkeypatch.setattr(scan, "ProcessPoolExecutor", lambda size, *rest: started.append(size) or pool(size, *rest))
+    assert plain(examine(file, workers=4)) == plain(alone) and started == [2]
 
 
 @pytest.mark.slow

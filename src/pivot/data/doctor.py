@@ -18,7 +18,23 @@ from pivot import progress
 from pivot.data.checks import BIT, FAULTS, Fault
 from pivot.data.compare import ID, Read, alike, leaks
 from pivot.data.places import places
-from pivot.data.scan import LENGTHS, PICTURES, ROWS, SKIPPED, Crew, Data, Measure, Words, crew, lengths, looks, looks_only, pieces, texts
+from pivot.data.scan import (
+    LENGTHS,
+    PICTURES,
+    ROWS,
+    SKIPPED,
+    WORTH,
+    Crew,
+    Data,
+    Measure,
+    Words,
+    crew,
+    lengths,
+    looks,
+    looks_only,
+    pieces,
+    texts,
+)
 from pivot.data.table import JSON, PARQUET, table
 from pivot.oneline import described
 from pivot.records import BadInput
@@ -88,7 +104,7 @@ def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Seq
     """
     data, words = Data(line, limit), Words()
     others = [(other, _against(other, workers)) for other in against]
-    with crew(data, min(workers, len(data.examples) // ROWS)) as over:
+    with crew(data, min(workers, len(data.examples) // WORTH)) as over:
         read, said = _read(data, over, words)
         flags = read.flags
         words.add(said)
@@ -104,7 +120,7 @@ def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Seq
 
 def _against(line: str, workers: int) -> Read:
     data = Data(line)
-    with crew(data, min(workers, len(data.examples) // ROWS)) as over:
+    with crew(data, min(workers, len(data.examples) // WORTH)) as over:
         return _read(data, over, Words(), decode=False)[0]
 
 
