@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
@@ -265,7 +268,7 @@ def test_values_that_json_has_no_word_for_are_left_out_and_named(tmp_path: Path)
 def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path, folder: Path, given: list[Example]) -> None:
     made = [*given, Example("gone", (folder / "none.jpg",), "?"), Example("broken", (b"no picture",), "?")]
     for out, options in ((tmp_path / "new/a.json", {"copy": True}), (tmp_path / "new/a.parquet", {})):
-        with pytest.raises(BadInput, match=r"none\.jpg"):
+        with pytest.raises(BadInput, match=r"^row 6: image not found: .*none\.jpg"):
             list(convert.write(made, out, "llava", root=folder, **options))
         assert not list((tmp_path / "new").rglob("*.*"))
     with pytest.raises(BadInput, match="row 0: image cannot be read: 10 bytes"):
@@ -323,3 +326,29 @@ def test_own_rows_keep_the_bytes_of_pictures(tmp_path: Path, folder: Path) -> No
     (read,) = rows.read(str(tmp_path / "out"))
     assert contents(read) == contents(made[0])
     assert read.responses[0].images and pictures.read(read.responses[0].images[0]) == (folder / "a.jpg").read_bytes()
+
+
+MEASURED = """
+import sys
+from pathlib import Path
+from pivot.data import convert, mmpr
+given = mmpr.read(sys.argv[1])
+for done in convert.write(given, Path(sys.argv[2]), "mmpr"): pass
+assert done.rows == len(given)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # ru_maxrss begins with the parent's
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_memory_does_not_grow_with_rows(tmp_path: Path, ending: str) -> None:
+    peaks = []
+    for count in (10_000, 100_000):
+        source = tmp_path / f"{count}.jsonl"
+        rows = ({"question": f"What is {n}?", "chosen": "word " * (n % 120), "rejected": "no " * 20} for n in range(count))
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run = [sys.executable, "-c", MEASURED, str(source), str(tmp_path / f"{count}{ending}")]
+        done = subprocess.run(run, check=True, capture_output=True, text=True, env={**os.environ, "PIVOT_CACHE": str(tmp_path / "cache")})
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < 250 and peaks[1] - peaks[0] < 40, peaks  # MB: an index takes 20, the rows as examples 130

@@ -32,8 +32,8 @@ class Names:
     staying: bool = False
     copied: int = 0
 
-    def of(self, source: Picture, label: str) -> str:
-        """The name of one picture. `label`: a name of its own, if it needs one."""
+    def of(self, source: Picture, example: Example, label: str) -> str:
+        """The name of one picture of an example. `label`: what no other picture is called, should it need a name of its own."""
         name = inside(source, self.home)
         if name and self.kept and not self.copied:
             self.staying = True
@@ -44,7 +44,7 @@ class Names:
         if not name:
             (folder / "rows").mkdir(exist_ok=True)
             self.copied += 1
-            return self.prefix + store(source, folder, f"rows/{label}")
+            return self.prefix + store(source, folder, f"rows/{label}-{_label(source, example)}")
         copy = folder / "files" / name
         if not copy.exists():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,11 @@ def inside(source: Picture, home: Path | None) -> str | None:
     """The name of a file within a folder."""
     if home is None or not isinstance(source, Path | str):
         return None
-    name = os.path.relpath(os.path.abspath(source), os.path.abspath(home))
-    return None if name == ".." or name.startswith(".." + os.sep) else Path(name).as_posix()
+    path, folder = os.path.abspath(source), os.path.join(os.path.abspath(home), "")
+    return path.removeprefix(folder).replace(os.sep, "/") if path.startswith(folder) else None
 
 
-def label(source: Picture, example: Example) -> str:
+def _label(source: Picture, example: Example) -> str:
     """What to call a picture: as it was called, else as its row is."""
     name = called(source)
     return safe(Path(name).stem if name else example.id)

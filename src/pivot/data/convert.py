@@ -18,7 +18,7 @@ from typing import Any
 
 from pivot import lookup, progress
 from pivot.data import write as own
-from pivot.data.beside import Apart, Names, called, inside, label
+from pivot.data.beside import Apart, Names, called, inside
 from pivot.data.lazy import Lazy
 from pivot.data.reading import Root
 from pivot.data.table import JSON, PARQUET
@@ -164,8 +164,7 @@ def _json(examples: Sequence[Example], out: Path, format: str, row: RowOf, kept:
         file.write("[\n" if array else "")
         for number, example in enumerate(examples):
             pictures = [
-                _at(examples, number, names.of, source, f"{number:06d}-{which}-{label(source, example)}")
-                for which, source in enumerate(example.images)
+                _at(examples, number, names.of, source, example, f"{number:06d}-{which}") for which, source in enumerate(example.images)
             ]
             plain, lost = _at(examples, number, row, example, pictures)
             text, lost = _text(plain, lost, example)
@@ -225,6 +224,9 @@ def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, ho
         return {key: value for key, value in plain.items() if key not in odd}, [*lost, *(f"meta.{key}" for key in odd)]
 
     for number, example in enumerate(examples):
+        gone = next((source for source in example.images if isinstance(source, Path | str) and not os.path.exists(source)), None)
+        if gone is not None:  # known now, not after an hour of writing
+            raise BadInput(f"{place(examples, number)}: image not found: {gone}; check the data's image root, or drop the row")
         plain, lost = said(number, example)
         free = [key for key in example.meta if key in plain and f"meta.{key}" not in lost]
         _at(examples, number, columns.see, plain, free)
