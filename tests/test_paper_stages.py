@@ -33,6 +33,8 @@ ALIGN = {"rates": (0, 1e-3, 0), "epochs": 1, "schedule": "cosine", "warmup": 0.0
 INSTRUCT = {"rates": (2e-6, 1e-5, 1e-5), "epochs": 1, "schedule": "cosine", "warmup": 0.03, "template": "chat"}
 SFT = {"rates": (5e-6,) * 3, "epochs": 3, "schedule": "cosine", "warmup": 0.03, "template": "chat"}
 DPO = {"rates": (1e-6,) * 3, "epochs": 3, "schedule": "linear", "warmup": 0.1, "template": "chat"}
+GROUPED = {"drop_last": True, "group_by": "modality"}
+SHUFFLED = {"drop_last": False, "group_by": "none"}
 # PROTOCOLS 2.2: LLaVA-NeXT's scripts as the paper overrides them. 2.3: as released.
 TABLE: dict[str, dict[str, Any]] = {
     "align": {**ALIGN, "label_mask": "clean"},
@@ -40,9 +42,9 @@ TABLE: dict[str, dict[str, Any]] = {
     "post-sft": {**SFT, "label_mask": "clean"},
     "post-dpo": {**DPO, "label_mask": "clean"},
     "released/align": {**ALIGN, "label_mask": "llava_next"},
-    "released/instruct": {**INSTRUCT, "label_mask": "llava_next"},
-    "released/post-sft": {**SFT, "label_mask": "llava_next"},
-    "released/post-dpo": {**DPO, "label_mask": "llava_next", "schedule": "cosine", "warmup": 0.03},
+    "released/instruct": {**INSTRUCT, **GROUPED, "label_mask": "llava_next"},
+    "released/post-sft": {**SFT, **GROUPED, "label_mask": "llava_next"},
+    "released/post-dpo": {**DPO, **GROUPED, "label_mask": "llava_next", "schedule": "cosine", "warmup": 0.03},
 }
 
 
@@ -70,7 +72,7 @@ def test_a_file_says_what_the_protocol_says(name: str) -> None:
     arm = next(iter(told.arms.values()), None)
     rates = (arm or section).rates
     said = {**section.settings, "rates": (rates.tower, rates.projector, rates.llm)}
-    wanted = {**COMMON, **TABLE[name.removeprefix(HOME)]}
+    wanted = {**COMMON, **SHUFFLED, **TABLE[name.removeprefix(HOME)]}
     assert {key: said[key] for key in wanted} == wanted
     assert told.seeds == (42,)
     if stage == "align":
