@@ -36,7 +36,13 @@ def test_help_is_quick_and_loads_neither_torch_nor_numpy() -> None:
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("verb", [["demo"], ["run"], ["report"], ["ask"], ["detach"], ["env"], ["data", "make"], ["data", "show"]])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *([name] for name in ("demo", "run", "report", "ask", "detach", "env")),
+        *(["data", name] for name in ("make", "convert", "filter", "show")),
+    ],
+)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_verb_explains_itself_and_speaks_json(verb: list[str], flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.call([*verb, flag]) == 0

@@ -71,7 +71,7 @@ def data_filter(
     size: Annotated[int, typer.Option(min=1, help="How many rows to take; nested has sizes of its own.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Of the shuffle.")] = 777,
     tokenizer: Annotated[str | None, typer.Option(help="For official20k: a folder or hf:OWNER/NAME.")] = None,
-    to: To = None,
+    to: Annotated[str | None, typer.Option(metavar="FORMAT", help="Format of the result; else that of the data.")] = None,
     copy: Copy = False,
     json: Json = False,
 ) -> None:
