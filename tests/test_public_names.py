@@ -33,7 +33,22 @@ VERBS = {
     "report": {"runs", "--out", "--json"},
     "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
 }
-MODULES = {"data": {"rows", "world"}, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
+READERS = {
+    "captions",
+    "classes",
+    "llava",
+    "llava_dpo",
+    "masks",
+    "mix",
+    "mmpr",
+    "onevision",
+    "rlaif",
+    "rows",
+    "trl",
+    "vlaa",
+    "world",
+}
+MODULES = {"data": READERS, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
 
 
 @pytest.mark.parametrize("package", NAMES)
