@@ -40,6 +40,7 @@ def test_rows_are_shared_out_by_weight_exactly(parts: dict[str, Any]) -> None:
         exact = {"a": size * 2 / 3.5, "b": size / 3.5, "c": size * 0.5 / 3.5}
         assert sum(counts.values()) == size and all(abs(counts[name] - share) < 1 for name, share in exact.items())
     assert mix.shares([1, 1, 1], 5) == [2, 2, 1] and mix.shares([0.1, 0.2, 0.7], 10) == [1, 2, 7]
+    assert mix.shares([5, 3, 2], 4) == [2, 1, 1]  # of 2, 1.2 and 0.8
 
 
 def test_a_row_of_a_part_comes_again_only_when_all_have_come(parts: dict[str, Any]) -> None:

@@ -191,6 +191,14 @@ def test_a_row_of_mmpr_cannot_choose_its_folder(tmp_path: Path) -> None:
     assert read("mmpr", whole)[0].images == (whole / "images/ai2d/secret.png",)
 
 
+def test_of_pictures_that_are_not_there_only_a_gif_becomes_a_jpg(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg", "b.gif"):
+        put(tmp_path, name, 1)
+    rows = [{"image": name, "question": "q", "chosen": "a", "rejected": "b"} for name in ("a.gif", "b.gif", "a.png", "c.gif")]
+    read_rows = read("mmpr", lines(tmp_path / "rows.jsonl", rows))
+    assert [image.name for row in read_rows for image in row.images] == ["a.jpg", "b.gif", "a.png", "c.gif"]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(("repeat", "rows"), [(1, 3), (2, 6), (0.5, 1), (0.34, 1), (1.5, 4), (2.0, 6), (0.9999999, 3)])
 def test_repeat_time_is_times_and_a_first_part(repeat: float, rows: int, tmp_path: Path) -> None:
     whole = mmpr(tmp_path)
