@@ -304,4 +304,4 @@ def test_at_384_pixels_five_rows_every_50_ms_are_never_waited_for(tmp_path: Path
     best = min(tries, key=max)
     if busy > 1 and max(best) >= 0.01:
         pytest.skip(f"other work keeps this machine busy (load {busy:.1f}), so that waiting says nothing")
-    assert max(best) < 0.01 and sum(best) < 0.05, f"waited {sum(best):.3f} s in 59 steps, {max(best):.3f} s in one"
+    assert max(best) < 0.01 and sum(best) < 0.15, f"waited {sum(best):.3f} s in 59 steps, {max(best):.3f} s in one"
