@@ -224,7 +224,7 @@ def _loaded() -> Any:
 
 
 def test_ctrl_c_in_a_verb_that_is_no_run(here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pivot.data.write.write", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("pivot.data.writing.write.write", lambda *_: signal.raise_signal(signal.SIGINT))
     assert "stopped by Ctrl-C" in refusal(capsys, "data", "make", "out")
     assert not (here / "out").exists() and leftovers(here) == []
 

@@ -15,7 +15,7 @@ import torch
 
 from pivot import chain, recipe
 from pivot.chain import Event, Work
-from pivot.data.write import write
+from pivot.data.writing.write import write
 from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from pivot import cli, pictures, recipe
-from pivot.data import convert, llava, rows
-from pivot.data import write as own
+from pivot.data import llava, rows
+from pivot.data.writing import convert
+from pivot.data.writing import write as own
 from pivot.records import BadInput, Example, Response, Role, Truth
 
 KINDS = {"a.jpg": "JPEG", "b/c d.png": "PNG", "b/e.gif": "GIF", "f.webp": "WEBP"}
@@ -331,7 +332,8 @@ def test_own_rows_keep_the_bytes_of_pictures(tmp_path: Path, folder: Path) -> No
 MEASURED = """
 import sys
 from pathlib import Path
-from pivot.data import convert, mmpr
+from pivot.data import mmpr
+from pivot.data.writing import convert
 given = mmpr.read(sys.argv[1])
 for done in convert.write(given, Path(sys.argv[2]), "mmpr"): pass
 assert done.rows == len(given)

@@ -21,15 +21,16 @@ from published import array, drawn, encoded, lines, put
 from test_families import EXAMPLES, NAMES
 
 from pivot import cli, pictures
-from pivot.data import doctor, scan
-from pivot.data.checks import FAULTS, faults
 from pivot.data.collate import encode, spoken
-from pivot.data.convert import written
-from pivot.data.doctor import Report, examine
-from pivot.data.fits import Limit
-from pivot.data.mend import retagged
-from pivot.data.scan import CAP
+from pivot.data.doctor import diagnosis as doctor
+from pivot.data.doctor import scan
+from pivot.data.doctor.checks import FAULTS, faults
+from pivot.data.doctor.diagnosis import Report, examine
+from pivot.data.doctor.fits import Limit
+from pivot.data.doctor.mend import retagged
+from pivot.data.doctor.scan import CAP
 from pivot.data.vision import counts, sights
+from pivot.data.writing.convert import written
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
 

@@ -14,8 +14,9 @@ import pytest
 
 import pivot
 from pivot import cli, recipe
-from pivot.data import convert, filters, mmpr, official
+from pivot.data import filters, mmpr, official
 from pivot.data.filters import Summary
+from pivot.data.writing import convert
 from pivot.records import BadInput, Example, Response
 from pivot.world.dice import Dice
 

@@ -19,9 +19,9 @@ import pytest
 from published import encoded
 
 from pivot import progress
-from pivot.data import index, parquet
-from pivot.data.index import index as indexed
-from pivot.data.table import Chosen, Table, joined, table
+from pivot.data.tables import index, parquet
+from pivot.data.tables.index import index as indexed
+from pivot.data.tables.table import Chosen, Table, joined, table
 from pivot.records import BadInput
 
 AWKWARD = ('"', "\\", "}", "]", "{", "[", ",", ":", "\n", "\t", "é", "日本", "\u2028", "\x85", "😀", "\\u0041", "a", " ", "0", "null")

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextT
 
 from pivot import cli
 from pivot.data.world import read
-from pivot.data.write import write
+from pivot.data.writing.write import write
 from pivot.encoder import Encoder
 from pivot.files import read_json
 from pivot.model import MLLM

@@ -26,7 +26,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from pivot import cli, plan, recipe, rehearsal
 from pivot.data.collate import collate
-from pivot.data.write import write
+from pivot.data.writing.write import write
 from pivot.encoder import Encoder
 from pivot.files import read_json
 from pivot.model import MLLM, Scorer

@@ -13,7 +13,7 @@ import pytest
 
 from pivot import cli, recipe
 from pivot.data import rows, world
-from pivot.data.write import ROWS, write
+from pivot.data.writing.write import ROWS, write
 from pivot.pictures import picture
 from pivot.records import BadInput, Example, Response, Thing, Truth
 from pivot.world.item import Form

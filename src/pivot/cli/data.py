@@ -12,7 +12,7 @@ from pivot.cli.app import Json, Source, data, free, live, show
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
-    from pivot.data.convert import Written
+    from pivot.data.writing.convert import Written
 
 Set = tuple[str, Sequence[Example], str, Mapping[str, int]]  # how its file's name ends, its rows, their format, how many of what
 
@@ -25,7 +25,7 @@ def data_make(
 ) -> None:
     """Write examples as files: one JSON line each, and pictures."""
     free(out)
-    from pivot.data.write import ROWS, write
+    from pivot.data.writing.write import ROWS, write
     from pivot.files import whole_folder
     from pivot.recipe import read
 
@@ -52,7 +52,7 @@ def data_convert(
 ) -> None:
     """Write data in another format."""
     free(out)
-    from pivot.data.convert import write
+    from pivot.data.writing.convert import write
     from pivot.recipe import read
 
     examples = read(source)
@@ -76,8 +76,8 @@ def data_filter(
     json: Json = False,
 ) -> None:
     """Take rows as the paper's sets were taken."""
-    from pivot.data.convert import write
     from pivot.data.filters import path
+    from pivot.data.writing.convert import write
     from pivot.recipe import read
 
     examples = read(source)
@@ -102,7 +102,7 @@ def data_filter(
 
 def _format(source: str, out: Path, to: str | None) -> str:
     """The asked one, else the data's own, else what the file's name says."""
-    from pivot.data.convert import default, written
+    from pivot.data.writing.convert import default, written
     from pivot.oneline import described
 
     own = described(source)["read"]
@@ -110,16 +110,16 @@ def _format(source: str, out: Path, to: str | None) -> str:
 
 
 def _picked(examples: Sequence[Example], rule: str, size: int, seed: int, form: str) -> list[Set]:
-    from pivot.data.convert import Subset
     from pivot.data.filters import pick, summary
+    from pivot.data.writing.convert import Subset
 
     found = pick(rule, summary(examples), size, seed)
     return [(ending, Subset(examples, one.numbers), form, one.counts) for ending, one in found.items()]
 
 
 def _official(examples: Sequence[Example], tokenizer: str | None, size: int, seed: int) -> list[Set]:
-    from pivot.data.convert import Subset
     from pivot.data.official import counter, dpo, pick, sft
+    from pivot.data.writing.convert import Subset
 
     if not tokenizer:
         raise BadInput("rule official20k counts tokens; name whose with --tokenizer, as in --tokenizer hf:Qwen/Qwen2.5-1.5B-Instruct")
@@ -185,7 +185,7 @@ def _page(examples: Sequence[Example], source: str, out: Path, which: tuple[int,
 
 
 def _one(example: Example, json: bool) -> None:
-    from pivot.data.write import row
+    from pivot.data.writing.write import row
 
     found = row(example)
     responses = [f"{r['role']:>8}: {r['text']}" + (f"  ({r['error']})" if r["error"] else "") for r in found["responses"]]

@@ -14,8 +14,8 @@ from pivot.cli.app import Json, data, show
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
-    from pivot.data.doctor import Report
-    from pivot.data.fits import Limit
+    from pivot.data.doctor.diagnosis import Report
+    from pivot.data.doctor.fits import Limit
 
 SHOWN = 3  # rows of each kind, for people; machines get more
 ADVICE = "--fix OUT writes a copy without these rows, mended where a published rule says how"
@@ -33,7 +33,7 @@ def data_doctor(
     json: Json = False,
 ) -> None:
     """Find what is wrong with data: exits 1 if anything is."""
-    from pivot.data.doctor import examine, torn
+    from pivot.data.doctor.diagnosis import examine, torn
     from pivot.oneline import described
     from pivot.recipe import read
 
@@ -65,7 +65,7 @@ def data_doctor(
 
 def _limit(model: str, tokens: int) -> Limit:
     """What rows must fit into: as many tokens, unless the LLM was made for fewer."""
-    from pivot.data.fits import Limit
+    from pivot.data.doctor.fits import Limit
     from pivot.model.families import context
     from pivot.model.mllm import describe
 
@@ -74,8 +74,8 @@ def _limit(model: str, tokens: int) -> Limit:
 
 
 def _facts(report: Report, limit: int | None) -> dict[str, Any]:
-    from pivot.data.checks import FAULTS, NOTES
-    from pivot.data.scan import CAP
+    from pivot.data.doctor.checks import FAULTS, NOTES
+    from pivot.data.doctor.scan import CAP
 
     counts = {code: report.count(code) for code in [*FAULTS, *NOTES]}
     return {
@@ -95,7 +95,7 @@ def _facts(report: Report, limit: int | None) -> dict[str, Any]:
 
 
 def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
-    from pivot.data.checks import FAULTS, NOTES
+    from pivot.data.doctor.checks import FAULTS, NOTES
 
     head = f"{report.data.line}: {report.rows:,} rows, {report.pictures:,} pictures"
     if limit:
@@ -126,7 +126,7 @@ def left_out(out: Path) -> Path:
 
 def _writable(out: Path, reader: str) -> None:
     """Whether a copy can be written, said before all rows are read."""
-    from pivot.data.convert import row_of
+    from pivot.data.writing.convert import row_of
 
     if reader != "rows":
         row_of(reader)
@@ -137,8 +137,8 @@ def _writable(out: Path, reader: str) -> None:
 
 def _fixed(report: Report, out: Path, reader: str, listed: Path) -> tuple[dict[str, Any], list[str]]:
     from pivot import progress
-    from pivot.data.clean import clean
-    from pivot.data.convert import write
+    from pivot.data.doctor.clean import clean
+    from pivot.data.writing.convert import write
 
     rows = clean(report, listed)
     for written in write(rows, out, reader):

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.listing import Listing, folders, is_picture
 from pivot.data.reading import Read, Root, Row, first, first_of, look, root
 from pivot.data.saying import missing, of_role, reply, spread
-from pivot.data.table import table
+from pivot.data.tables.listing import Listing, folders, is_picture
+from pivot.data.tables.table import table
 from pivot.files import hash_json
 from pivot.records import BadInput, Example, Response
 from pivot.seen import Seen

@@ -16,8 +16,8 @@ import numpy as np
 from pivot import progress
 from pivot.data import masks
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.listing import Listing, folders, is_picture
 from pivot.data.reading import Root, first_of, look
+from pivot.data.tables.listing import Listing, folders, is_picture
 from pivot.files import hash_json
 from pivot.records import BadInput, Example
 from pivot.seen import Seen

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 
-from pivot.data.checks import halved, texts
+from pivot.data.doctor.checks import halved, texts
 from pivot.data.turns import IMAGE, formatting, heard, listed, opening, refuse_control, tokens
 from pivot.data.vision import Sight, sights
 from pivot.pictures import picture

@@ -17,7 +17,7 @@ import numpy as np
 
 from pivot.data.reading import Read, Row, first, parted, placed, root, turns_of
 from pivot.data.saying import missing, of_role, spread
-from pivot.data.table import Chosen, Table, joined, table
+from pivot.data.tables.table import Chosen, Table, joined, table
 from pivot.plain import parse
 from pivot.records import BadInput, Example, Turn
 from pivot.seen import Seen

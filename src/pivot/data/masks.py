@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.listing import Listing, folders, is_picture
 from pivot.data.reading import Root, first_of, look
+from pivot.data.tables.listing import Listing, folders, is_picture
 from pivot.files import hash_json
 from pivot.pictures import ORIENTATION, opened
 from pivot.records import BadInput, Example, Truth

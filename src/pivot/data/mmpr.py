@@ -18,7 +18,7 @@ from typing import Any
 
 from pivot.data.reading import Read, Root, Row, Unsafe, first, placed, root
 from pivot.data.saying import missing, pair, question, reply, spread
-from pivot.data.table import Chosen, Plain, Table, joined, table
+from pivot.data.tables.table import Chosen, Plain, Table, joined, table
 from pivot.files import hash_json
 from pivot.records import BadInput, Example, Response
 from pivot.seen import Seen

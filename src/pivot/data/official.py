@@ -17,7 +17,7 @@ from pivot import progress
 from pivot.data.filters import SEED, SIZE, Picked, chosen
 from pivot.data.reading import turns_of
 from pivot.data.saying import of_role
-from pivot.data.table import Chosen, Joined, Table
+from pivot.data.tables.table import Chosen, Joined, Table
 from pivot.records import BadInput, Example
 from pivot.world.dice import Dice
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from pivot.data import llava
 from pivot.data.reading import Read, first, root
-from pivot.data.table import table
+from pivot.data.tables.table import table
 from pivot.records import Example
 from pivot.seen import Seen
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Template
 
 from pivot import markup
-from pivot.data.convert import place
 from pivot.data.differ import Run, difference
 from pivot.data.reading import turns_of
+from pivot.data.writing.convert import place
 from pivot.files import to_json, write_bytes
 from pivot.records import BadInput, Example, Response
 from pivot.world.dice import Dice

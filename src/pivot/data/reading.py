@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pivot.data.lazy import MANY, Lazy
-from pivot.data.table import Chosen, Plain, Table
+from pivot.data.tables.table import Chosen, Plain, Table
 from pivot.data.turns import IMAGE
 from pivot.files import hash_json
 from pivot.records import AnswerKind, BadInput, Example, Response, Turn

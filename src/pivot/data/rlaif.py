@@ -15,7 +15,7 @@ from typing import Any
 
 from pivot.data.reading import Read, Row, first, root
 from pivot.data.saying import missing, pair, question, reply, spread
-from pivot.data.table import table
+from pivot.data.tables.table import table
 from pivot.records import Example, Response
 from pivot.seen import Seen
 

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.reading import Root, Unsafe, first, frozen, look
-from pivot.data.table import Table, table
-from pivot.data.write import ROWS
+from pivot.data.tables.table import Table, table
+from pivot.data.writing.write import ROWS
 from pivot.files import hash_json
 from pivot.records import AnswerKind, BadInput, Example, Response, Role, Thing, Truth
 from pivot.seen import Seen

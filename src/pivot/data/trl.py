@@ -12,7 +12,7 @@ from typing import Any
 
 from pivot.data.reading import Read, Row, bare, first, parted, placed, root, turns_of
 from pivot.data.saying import missing, of_role, spread
-from pivot.data.table import table
+from pivot.data.tables.table import table
 from pivot.data.turns import IMAGE
 from pivot.records import Example, Response, Turn
 from pivot.seen import Seen

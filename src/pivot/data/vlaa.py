@@ -14,7 +14,7 @@ from typing import Any
 
 from pivot.data.reading import Read, Row, first, root
 from pivot.data.saying import missing, of_role, question, reply, spread
-from pivot.data.table import Table, table
+from pivot.data.tables.table import Table, table
 from pivot.records import AnswerKind, Example, Response
 from pivot.seen import Seen
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.index import Index
-from pivot.data.index import index as indexed
 from pivot.data.lazy import Lazy
+from pivot.data.tables.index import Index
+from pivot.data.tables.index import index as indexed
 from pivot.files import hash_json
 from pivot.records import BadInput
 
@@ -60,7 +60,7 @@ def inside(folder: Path) -> list[str]:
 
 def _file(path: Path) -> Table:
     if path.suffix in PARQUET:
-        from pivot.data.parquet import ParquetTable  # pyarrow takes a while to import
+        from pivot.data.tables.parquet import ParquetTable  # pyarrow takes a while to import
 
         return ParquetTable.of(path)
     return JsonTable(path, indexed(path))

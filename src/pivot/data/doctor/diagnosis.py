@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from pivot import progress
-from pivot.data.checks import BIT, FAULTS, Fault
-from pivot.data.compare import ID, Read, alike, leaks
-from pivot.data.places import places
-from pivot.data.scan import (
+from pivot.data.doctor.checks import BIT, FAULTS, Fault
+from pivot.data.doctor.compare import ID, Read, alike, leaks
+from pivot.data.doctor.scan import (
     LENGTHS,
     PICTURES,
     ROWS,
@@ -35,13 +34,14 @@ from pivot.data.scan import (
     pieces,
     texts,
 )
-from pivot.data.table import JSON, PARQUET, table
+from pivot.data.tables.places import places
+from pivot.data.tables.table import JSON, PARQUET, table
 from pivot.oneline import described
 from pivot.records import BadInput
 from pivot.seen import seen
 
 if TYPE_CHECKING:
-    from pivot.data.fits import Limit
+    from pivot.data.doctor.fits import Limit
 
 R = TypeVar("R")
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pivot import progress
-from pivot.data.table import Plain, Table
+from pivot.data.tables.table import Plain, Table
 from pivot.files import cache_folder, hash_file, hash_json, is_disk_full, whole_file, write_text
 from pivot.pictures import Missing
 from pivot.records import BadInput

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pivot.data.mix import Mix
-from pivot.data.table import Chosen, Joined, JsonTable
+from pivot.data.tables.table import Chosen, Joined, JsonTable
 
 CHUNK = 1 << 20  # bytes
 

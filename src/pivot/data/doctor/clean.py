@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.checks import BIT, FAULTS, shape
-from pivot.data.doctor import Report
+from pivot.data.doctor.checks import BIT, FAULTS, shape
+from pivot.data.doctor.diagnosis import Report
+from pivot.data.doctor.mend import renamed, retagged
+from pivot.data.doctor.scan import hashed, shown
 from pivot.data.lazy import Lazy
-from pivot.data.mend import renamed, retagged
-from pivot.data.places import places
-from pivot.data.scan import hashed, shown
+from pivot.data.tables.places import places
 from pivot.files import to_json, whole_file
 from pivot.pictures import named, size
 from pivot.records import BadInput, CheckFailed, Example

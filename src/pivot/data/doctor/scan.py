@@ -21,15 +21,15 @@ import numpy as np
 from PIL import Image
 
 from pivot import pictures, recipe
-from pivot.data import checks
-from pivot.data.checks import BIT, Fault
-from pivot.data.mend import retagged
+from pivot.data.doctor import checks
+from pivot.data.doctor.checks import BIT, Fault
+from pivot.data.doctor.mend import retagged
 from pivot.data.reading import Unsafe, turns_of
 from pivot.files import hash_json
 from pivot.records import BadInput, CheckFailed, Example
 
 if TYPE_CHECKING:
-    from pivot.data.fits import Limit
+    from pivot.data.doctor.fits import Limit
     from pivot.records import Picture
 
 ROWS, PICTURES, LENGTHS = 1000, 100, 200  # in one piece

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pivot.data.write import content, safe, store
+from pivot.data.writing.write import content, safe, store
 from pivot.records import Example
 
 if TYPE_CHECKING:

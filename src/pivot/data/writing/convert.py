@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from pivot import lookup, progress
-from pivot.data import write as own
-from pivot.data.beside import Apart, Names, called, inside
 from pivot.data.lazy import Lazy
 from pivot.data.reading import Root
-from pivot.data.table import JSON, PARQUET
+from pivot.data.tables.table import JSON, PARQUET
+from pivot.data.writing import write as own
+from pivot.data.writing.beside import Apart, Names, called, inside
 from pivot.files import to_json, whole_file, whole_folder
 from pivot.records import BadInput, Example
 
@@ -212,7 +212,7 @@ def _at(examples: Sequence[Example], number: int, act: Callable[..., Any], *give
 
 
 def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, home: Path | None) -> Iterator[Written]:
-    from pivot.data.columns import Columns, Embedded  # pyarrow takes a while to import
+    from pivot.data.writing.columns import Columns, Embedded  # pyarrow takes a while to import
 
     found, columns = Written(out, format), Columns()
     present = Counter[str]()  # rows that have a field of `meta`

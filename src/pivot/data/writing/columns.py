@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pivot.data.write import content
+from pivot.data.writing.write import content
 from pivot.files import to_json
 from pivot.records import BadInput
 

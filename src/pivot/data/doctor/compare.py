@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pivot.data.checks import BIT, Fault
-from pivot.data.places import origin
-from pivot.data.scan import CAP, Data, Found
+from pivot.data.doctor.checks import BIT, Fault
+from pivot.data.doctor.scan import CAP, Data, Found
+from pivot.data.tables.places import origin
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply with it loses nothing
 HALF = np.uint64(32)
