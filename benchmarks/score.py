@@ -21,10 +21,10 @@ from statistics import median
 from unittest.mock import patch
 
 import torch
+import transformers  # its classes are loaded where they are used, after pivot has mended a torchvision that came beside a CPU torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from pivot.data.collate import Row, Span, Trunk, collate
 from pivot.encoder import towers
@@ -56,9 +56,9 @@ SIZES = {
 
 def build(size: str, device: str, dtype: torch.dtype) -> MLLM:
     sizes = SIZES[size]
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(image_size=384, patch_size=16, vision_use_head=False, **sizes["vision"]),
-        text_config=Qwen2Config(vocab_size=sizes["words"], tie_word_embeddings=True, **sizes["text"]),
+    config = transformers.LlavaConfig(
+        vision_config=transformers.SiglipVisionConfig(image_size=384, patch_size=16, vision_use_head=False, **sizes["vision"]),
+        text_config=transformers.Qwen2Config(vocab_size=sizes["words"], tie_word_embeddings=True, **sizes["text"]),
         image_token_index=1,
         image_seq_length=576,
         vision_feature_layer=-2,
@@ -66,7 +66,7 @@ def build(size: str, device: str, dtype: torch.dtype) -> MLLM:
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = LlavaForConditionalGeneration(config).to(dtype).train()
+        model = transformers.LlavaForConditionalGeneration(config).to(dtype).train()
     tap = Tap(layer=-2)
     for parameter in towers.idle_parameters(model.model.vision_tower, tap).values():
         parameter.requires_grad_(False)

@@ -123,13 +123,13 @@ def _begin(recipe: Recipe, folder: RunFolder) -> None:
         if source and place.exists():
             notes = [place / name for name in ("pivot.json", "tap.json") if (place / name).is_file()]  # these hold hashes of the weights
             folder.pin(key, hash_file(notes[0] if notes else place), f"the weights of {key} '{source}'")
-    named = [name for name in sorted(recipe.uses()) if recipe.data[name].get("path")]
-    if named:
+    on_disk = [name for name in sorted(recipe.uses()) if recipe.data[name].get("path") or recipe.data[name].get("of")]
+    if on_disk:
         from pivot.data.lazy import fingerprint
-    for name in named:
-        path = recipe.data[name]["path"]
-        if Path(path).exists():  # a stage that needs what is gone says so itself
-            folder.pin(f"data {name}", fingerprint(recipe.examples(name)), f"the rows of data.{name} in {path}")
+    for name in on_disk:
+        path = recipe.data[name].get("path")
+        if path is None or Path(path).exists():  # a stage that needs what is gone says so itself
+            folder.pin(f"data {name}", fingerprint(recipe.examples(name)), f"the rows of data.{name}{f' in {path}' if path else ''}")
 
 
 class Crew:

@@ -63,7 +63,7 @@ def identity(mllm: MLLM, settings: Settings, device: torch.device) -> dict[str, 
 
 
 def _lasting(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config, parts and all, without what says where it came from and by which version, or what saving notes: the weights have a dtype."""
+    """A config, parts and all, without what says where it came from or by which version, and what saving notes: its dtype."""
     passing = {"transformers_version", "dtype", "_name_or_path", "architectures", "pivot_left_out", "pivot_source"}
     return {key: _lasting(value) if isinstance(value, dict) else value for key, value in config.items() if key not in passing}
 
