@@ -22,11 +22,13 @@ from unittest.mock import patch
 
 import torch
 import transformers  # its classes are loaded where they are used, after pivot has mended a torchvision that came beside a CPU torch
+from accelerate.utils import send_to_device
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
 from pivot.data.collate import Row, Span, Trunk, collate
+from pivot.data.vision import Sight
 from pivot.encoder import towers
 from pivot.model import MLLM, Scorer
 from pivot.records import Tap
@@ -80,9 +82,9 @@ def batch(mllm: MLLM, responses: tuple[int, ...]) -> dict:
     for branch, length in zip(branches, responses, strict=True):
         branch.add([3] * length, True)
     model = mllm.model
-    row = Row("row", (Trunk(trunk, torch.rand(1, 3, 384, 384), 576, tuple(range(len(responses)))),), tuple(branches))
-    found = collate([row])
-    return found | {"tokens": found["tokens"].to(model.device), "pixel_values": found["pixel_values"].to(model.device, model.dtype)}
+    sight = Sight({"pixel_values": torch.rand(1, 3, 384, 384, dtype=model.dtype)}, tokens=576)
+    row = Row("row", (Trunk(trunk, (sight,), places=(0,), responses=tuple(range(len(responses)))),), tuple(branches))
+    return send_to_device(collate([row]), model.device)
 
 
 def step(scorer: Scorer, given: dict) -> None:
