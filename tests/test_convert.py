@@ -158,6 +158,18 @@ def test_any_published_format_becomes_any_other(tmp_path: Path, layout: publishe
     assert written >= 4
 
 
+@pytest.mark.parametrize("ending", [".json", ".parquet"])
+def test_a_field_called_as_one_of_the_formats_own_costs_neither_pictures_nor_texts(
+    tmp_path: Path, given: list[Example], ending: str
+) -> None:
+    names = sorted({name for to in TARGETS if to != "rows" for name in convert.row_of(to)(given[0], list(given[0].images))[0]} | {"images"})
+    assert {"image", "images", "chosen", "conversations"} <= set(names)
+    odd = [replace(given[0], meta={name: "unrelated"}) for name in names]
+    for to in TARGETS:
+        out = tmp_path / to / (f"out{ending}" if to != "rows" else "out")
+        assert nothing_is_lost_unnamed(odd, out, to, root=tmp_path / "pictures") == len(odd)
+
+
 # ---- where pictures are
 
 

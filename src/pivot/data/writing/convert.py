@@ -184,12 +184,17 @@ def _text(row: dict[str, Any], lost: list[str], example: Example) -> tuple[str, 
     try:
         return to_json(row), lost
     except TypeError:
-        odd = [key for key in example.meta if key in row and not _plain(row[key])]
+        odd = [key for key in _meta(example, row, lost) if not _plain(row[key])]
         rest = {key: value for key, value in row.items() if key not in odd}
     try:
         return to_json(rest), [*lost, *(f"meta.{key}" for key in odd)]
     except TypeError as failed:
         raise BadInput(f"row {example.id} cannot be written ({failed}); keep plain values in it") from None
+
+
+def _meta(example: Example, row: dict[str, Any], lost: list[str]) -> list[str]:
+    """Fields of a row that say what the example's `meta` does, and not what the format has under the same name."""
+    return [key for key in example.meta if key in row and f"meta.{key}" not in lost]
 
 
 def _plain(value: Any) -> bool:
@@ -220,7 +225,7 @@ def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, ho
     def said(number: int, example: Example) -> tuple[dict[str, Any], list[str]]:
         pictures = [Embedded(source, inside(source, home) or called(source)) for source in example.images]
         plain, lost = _at(examples, number, row, example, pictures)
-        odd = [key for key in example.meta if key in plain and (plain[key] is None or not _plain(plain[key]))]
+        odd = [key for key in _meta(example, plain, lost) if plain[key] is None or not _plain(plain[key])]
         return {key: value for key, value in plain.items() if key not in odd}, [*lost, *(f"meta.{key}" for key in odd)]
 
     for number, example in enumerate(examples):
@@ -228,7 +233,7 @@ def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, ho
         if gone is not None:  # known now, not after an hour of writing
             raise BadInput(f"{place(examples, number)}: image not found: {gone}; check the data's image root, or drop the row")
         plain, lost = said(number, example)
-        free = [key for key in example.meta if key in plain and f"meta.{key}" not in lost]
+        free = _meta(example, plain, lost)
         _at(examples, number, columns.see, plain, free)
         present.update(free)
         found.lost.update(set(lost))
