@@ -293,3 +293,14 @@ def test_captions_take_the_first_of_several(tmp_path: Path) -> None:
     put(tmp_path, "a.png", 1)
     both = one("captions", tmp_path, {"image": "a.png", "caption": "short", "text": "long"})
     assert both.responses[0].text == "short" and both.meta == {"text": "long"}
+
+
+def test_rows_of_messages_with_a_rejected_response_are_pairs(tmp_path: Path) -> None:
+    file, turns = tmp_path / "rows.jsonl", [("user", "<image>is it red?"), ("assistant", "yes"), ("user", "sure?"), ("assistant", "quite")]
+    row = {"messages": [{"role": role, "content": said} for role, said in turns], "rejected_response": "no", "images": ["a.jpg"]}
+    file.write_text(json.dumps(row) + "\n" + json.dumps({**row, "messages": row["messages"][:1]}))
+    found = recipe.read(str(file))
+    assert [(said.role, said.text) for said in found[0].responses] == [("chosen", "quite"), ("rejected", "no")]
+    assert [turn["role"] for turn in found[0].prompt] == ["user", "assistant", "user"]  # type: ignore[index]
+    with pytest.raises(BadInput, match=r"line 2 of .*'rejected_response' stands against the last message"):
+        found[1]

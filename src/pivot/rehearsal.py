@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pivot.train import Settings
 
 LOOKED_AT = 16  # rows of each data set whose pictures are opened
-READ = 512  # rows of each data set of which at least the text is tokenised, if a plan is to be made
+READ = 256  # rows of each data set of which at least the text is tokenised, if a plan is to be made
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Each is text, or chat messages whose content is text or a list of parts, {"type": "text", "text": ...} and {"type": "image"} where a
 picture stands, which `<image>` stands for here. Without `prompt`, chosen and rejected are whole conversations, and the prompt is what
-they begin with alike, up to a user's turn. `label: false` says that a completion is a rejected one.
+they begin with alike, up to a user's turn. `label: false` says that a completion is a rejected one. A `rejected_response` beside messages
+(ms-swift's rows) stands against their last answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pivot.data.turns import IMAGE
 from pivot.records import Example, Response, Turn
 from pivot.seen import Seen
 
-FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "images", "image")
+FIELDS = ("prompt", "chosen", "rejected", "completion", "messages", "rejected_response", "images", "image")
 ROLES = ("user", "assistant", "system")
 OTHERS = ("question", "conversations", "responses", "gt", "ds_name")  # fields of other formats that have some of these, too
 
@@ -42,6 +43,8 @@ def example(row: Row) -> Example:
     judged = "completion" in there and isinstance(row.plain.get("label"), bool)
     if there & {"chosen", "rejected"}:
         prompt, responses = _pair(row)
+    elif there >= {"messages", "rejected_response"}:
+        prompt, responses = _against(row)
     elif "messages" in there:
         prompt, responses = parted(messages(row, row.get("messages"), "messages"))
     else:
@@ -70,6 +73,14 @@ def _pair(row: Row) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:
             raise row.wrong(f"'{key}' does not go on where the prompt ends: with an assistant's turn")
     chosen, rejected = (bare(turns, "assistant") for turns in ends)
     return bare(start, "user"), (Response(chosen), Response(rejected, role="rejected"))
+
+
+def _against(row: Row) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:
+    """Messages whose last one, an answer, has a rejected one beside it."""
+    *start, last = messages(row, row.get("messages"), "messages")
+    if last["role"] != "assistant" or not start:
+        raise row.wrong("'rejected_response' stands against the last message, which is no assistant's answer to anything")
+    return bare(start, "user"), (Response(last["content"]), Response(row.text("rejected_response"), role="rejected"))
 
 
 def _common(conversations: Sequence[Sequence[Turn]]) -> int:
