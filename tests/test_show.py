@@ -215,6 +215,29 @@ def test_the_verb_writes_the_page_and_never_over_another(tmp_path: Path, capsys:
     assert cli.call(["data", "show", "world,size=3", "--out", str(tmp_path / "c.html"), "--start", "3"]) == 2
 
 
+@pytest.mark.parametrize("verb", ["show", "doctor"])
+def test_neither_half_a_character_nor_a_sequence_for_the_terminal_gets_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    evil = "so \ud83d \x1b]0;title\x07\x1b[31m\rred\x9b2J\u202e"
+    rows = [{"id": f"{n} {evil}", evil: evil, "conversations": published.asked(f"one\n{evil}", evil)} for n in range(2)]
+    file = tmp_path / "a.json"
+    rows += [{"id": evil, "conversations": published.asked(*said)} for said in ((evil, "\ufeff"), ("What?", "A."))]
+    file.write_text(json.dumps(rows))
+    cli.call(["data", verb, f"llava,{file}"])
+    out, err = capsys.readouterr()
+    assert out and err == "" and all(sign.isprintable() or sign == "\n" for sign in out)
+    assert cli.call(["data", verb, f"llava,{file}", "--json"]) == (verb == "doctor")
+    told = json.loads(capsys.readouterr().out)
+    assert told["prompt"] == f"one\n{evil}" if verb == "show" else told["counts"]["broken-text"] == 3
+
+
+def test_lines_of_a_text_stay_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = published.lines(tmp_path / "a.jsonl", [{"id": "a\nb", "conversations": published.asked("one\ntwo", "é中\N{PILE OF POO}\nx")}])
+    assert cli.call(["data", "show", f"llava,{file}"]) == 0
+    assert capsys.readouterr().out == "a\\nb\n  prompt: one\ntwo\n  chosen: é中\N{PILE OF POO}\nx\n"
+
+
 # ---- in a browser
 
 

@@ -72,8 +72,13 @@ def live(json: bool, quiet: bool = False) -> Screen:
 
 
 def show(facts: Mapping[str, Any], json: bool, text: str) -> None:
-    """What a verb found: for machines, or for people."""
-    typer.echo(to_json(facts) if json else text)
+    """What a verb found: for machines, or for people. Data may hold half of a surrogate pair, which no stream takes: it is spelt out."""
+    typer.echo((to_json(facts) if json else text).encode(errors="backslashreplace").decode())
+
+
+def visible(text: str) -> str:
+    """A line without what moves a terminal's cursor or colours it: names and texts come from anyone."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def results(found: Sequence[Measurement], page: Path | None, json: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pivot.cli.app import Json, Source, data, free, live, show
+from pivot.cli.app import Json, Source, data, free, live, show, visible
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _told(written: Written) -> dict[str, Any]:
 def _lines(written: Written) -> list[str]:
     """The same for people."""
     copied = f", {written.copied:,} pictures beside {'them' if written.rows != 1 else 'it'}" if written.copied else ""
-    lost = ", ".join(f"{what} ({rows:,} {'row' if rows == 1 else 'rows'})" for what, rows in written.lost.most_common())
+    lost = ", ".join(f"{visible(what)} ({rows:,} {'row' if rows == 1 else 'rows'})" for what, rows in written.lost.most_common())
     lines = [f"{written.rows:,} rows: {written.out}{copied}", f"  read it as: {written.source}"]
     return [*lines, f"  it has no place for: {lost}"] if lost else lines
 
@@ -190,4 +190,5 @@ def _one(example: Example, json: bool) -> None:
     found = row(example)
     responses = [f"{r['role']:>8}: {r['text']}" + (f"  ({r['error']})" if r["error"] else "") for r in found["responses"]]
     about = ", ".join(word for word in (example.domain, example.task) if word)
-    show(found, json, text="\n".join([f"{example.id}  {about}".rstrip(), f"  prompt: {example.prompt}", *responses]))
+    said = [visible(f"{example.id}  {about}".rstrip()), f"  prompt: {example.prompt}", *responses]
+    show(found, json, text="\n".join(visible(line) for part in said for line in part.split("\n")))

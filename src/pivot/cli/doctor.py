@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pivot.cli.app import Json, data, show
+from pivot.cli.app import Json, data, show, visible
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
@@ -111,11 +111,6 @@ def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
     return lines
 
 
-def visible(text: str) -> str:
-    """A line without what moves a terminal's cursor or colours it: names and texts come from anyone."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
 # ---- a clean copy
 
 
@@ -146,5 +141,5 @@ def _fixed(report: Report, out: Path, reader: str, listed: Path) -> tuple[dict[s
     facts = {"file": str(out), "source": written.source, "rows": len(rows), "mended": rows.mended}
     facts |= {"left_out": report.rows - len(rows), "list": str(listed)}
     said = f"{len(rows):,} rows, {rows.mended:,} of them mended; {report.rows - len(rows):,} left out: {listed}"
-    lost = [f"not in the copy, for which its format has no place: {what} ({count:,} rows)" for what, count in written.lost.items()]
+    lost = [f"not in the copy, for which its format has no place: {visible(what)} ({count:,} rows)" for what, count in written.lost.items()]
     return {**facts, "lost": dict(written.lost)}, ["", f"clean copy: {written.source}", said, *lost]
