@@ -55,8 +55,10 @@ def _columns(path: Path) -> dict[str, Any]:
 
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError):
-        return {}
+    except FileNotFoundError:
+        raise BadInput(f"data not found: {path}; check the path") from None
+    except (pa.ArrowException, OSError) as broken:
+        raise BadInput(f"{path} is no parquet file that can be read ({broken}); fetch it again") from None
     return {field.name: str(field.type) for field in schema}
 
 

@@ -8,6 +8,8 @@ group costs as much as all of its pictures. The files of the Hub have groups of 
 from __future__ import annotations
 
 import bisect
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -20,8 +22,8 @@ import pyarrow.parquet as pq
 
 from pivot import progress
 from pivot.data.tables.table import Plain, Table
-from pivot.files import cache_folder, hash_file, hash_json, is_disk_full, whole_file, write_text
-from pivot.pictures import Missing
+from pivot.files import cache_folder, hash_file, hash_json, whole_file, write_text
+from pivot.pictures import Missing, read
 from pivot.records import BadInput
 
 BATCH = 4096  # rows of one piece of the Arrow file
@@ -29,6 +31,7 @@ FEW = 64  # rows read at once where pictures must be read to know which rows hav
 GROUPS = 4  # of rows whose pictures are kept at hand
 VERSION = 1  # of what the Arrow file holds
 BROKEN = (pa.ArrowException, OSError)
+Mark = tuple[int, int]  # a file's size and time of change in ns when its rows were indexed: what is read later must be of the same file
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Inside:
     file: Path
     column: str
     row: int  # of the file
+    mark: Mark
     number: int | None = None
     name: str | None = None  # the path that the file gives it
 
@@ -46,36 +50,59 @@ class Inside:
 
     def read(self) -> bytes:
         """The bytes of the picture's own file."""
-        ends = _ends(self.file)
-        group = bisect.bisect_right(ends, self.row)
         try:
-            found = _pictures(self.file, group, self.column)[self.row - (ends[group - 1] if group else 0)].as_py()
+            ends = _ends(self.file, self.mark)
+            group = bisect.bisect_right(ends, self.row)
+            found = _pictures(self.file, self.mark, group, self.column)[self.row - (ends[group - 1] if group else 0)].as_py()
         except BROKEN as broken:
             raise BadInput(f"image cannot be read: {self} ({broken}); fetch the file again or drop the row") from None
         if self.number is not None:
             found = found[self.number]
         data = found["bytes"] if isinstance(found, Mapping) else found
+        if data is None and (beside := self._beside()):
+            return read(beside)
         if data is None:
             raise Missing(f"image not found: {self} holds no bytes; drop the row")
         return bytes(data)
 
+    def _beside(self) -> Path | None:
+        """The file of the picture's name below the folder of the parquet file, wherever links lead."""
+        if not self.name or "\0" in self.name:
+            return None
+        folder = os.path.realpath(self.file.parent)
+        found = os.path.realpath(os.path.join(folder, self.name))
+        return Path(found) if found.startswith(os.path.join(folder, "")) and os.path.isfile(found) else None
+
 
 @lru_cache(maxsize=GROUPS)
-def _pictures(file: Path, group: int, column: str) -> pa.ChunkedArray:
-    with pq.ParquetFile(file, metadata=_facts(file)) as opened:  # which would take 0.1 s to read again in a file of 10,000 groups
+def _pictures(file: Path, mark: Mark, group: int, column: str) -> pa.ChunkedArray:
+    facts = _facts(file, mark)  # which would take 0.1 s to read again in a file of 10,000 groups
+    _unchanged(file, mark)
+    with pq.ParquetFile(file, metadata=facts) as opened:
         return opened.read_row_group(group, columns=[column]).column(column)
 
 
 @lru_cache(maxsize=1024)
-def _facts(file: Path) -> pq.FileMetaData:
+def _facts(file: Path, mark: Mark) -> pq.FileMetaData:
+    _unchanged(file, mark)
     return pq.read_metadata(file)
 
 
 @lru_cache(maxsize=1024)
-def _ends(file: Path) -> list[int]:
+def _ends(file: Path, mark: Mark) -> list[int]:
     """Number of the first row behind each group."""
-    facts = _facts(file)
+    facts = _facts(file, mark)
     return list(accumulate(facts.row_group(group).num_rows for group in range(facts.num_row_groups)))
+
+
+def _mark(file: Path) -> Mark:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _unchanged(file: Path, mark: Mark) -> None:
+    if _mark(file) != mark:
+        raise BadInput(f"{file} has changed since its rows were indexed; start again")
 
 
 @dataclass(frozen=True)
@@ -87,12 +114,13 @@ class ParquetTable(Table):
     rows: int
     pictures: tuple[str, ...]  # columns
     hash: str
+    mark: Mark
 
     @classmethod
     def of(cls, file: Path) -> ParquetTable:
         """Open a file; the first time its text is copied into the cache."""
         try:
-            size, changed = file.stat().st_size, file.stat().st_mtime_ns
+            mark = _mark(file)
             with pq.ParquetFile(file) as opened:
                 schema, rows = opened.schema_arrow, opened.metadata.num_rows
         except FileNotFoundError:
@@ -100,12 +128,9 @@ class ParquetTable(Table):
         except BROKEN as broken:
             raise BadInput(f"{file} is no parquet file that can be read ({broken}); fetch it again") from None
         pictures = tuple(field.name for field in schema if _holds_pictures(field.type))
-        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), size, changed])}.arrow"
-        try:
-            said = kept.with_suffix(".hash").read_text() if kept.exists() else _copy(file, kept, pictures)
-        except FileNotFoundError:
-            said = _copy(file, kept, pictures)
-        return cls(file, kept, rows, pictures, hash_json([size, said]))
+        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), *mark])}.arrow"
+        said = _hash(kept, rows) or _copy(file, kept, pictures)
+        return cls(file, kept, rows, pictures, hash_json([mark[0], said]), mark)
 
     def __len__(self) -> int:
         return self.rows
@@ -118,7 +143,10 @@ class ParquetTable(Table):
         return {key: value for key, value in vars(self).items() if key != "_text"}  # a mapped file does not travel to other processes
 
     def one(self, index: int) -> Plain:
-        row: dict[str, Any] = self._text.get_batch(index // BATCH).slice(index % BATCH, 1).to_pylist()[0]
+        try:
+            row: dict[str, Any] = self._text.get_batch(index // BATCH).slice(index % BATCH, 1).to_pylist()[0]
+        except BROKEN as broken:
+            raise BadInput(f"{self.where(index)}: its copy {self.kept} is damaged ({broken}); delete that and start again") from None
         given = {key: value for key, value in row.items() if value is not None}  # a row has all columns, but not the fields of all
         return {key: self._held(key, value, index) if key in self.pictures else value for key, value in given.items()}
 
@@ -127,8 +155,9 @@ class ParquetTable(Table):
         if names is None:
             return None
         if isinstance(names, list):
-            return tuple(Inside(self.file, column, row, number, name["path"]) for number, name in enumerate(names) if name is not None)
-        return Inside(self.file, column, row, None, names["path"])
+            there = [(number, name["path"]) for number, name in enumerate(names) if name is not None]
+            return tuple(Inside(self.file, column, row, self.mark, number, name) for number, name in there)
+        return Inside(self.file, column, row, self.mark, None, names["path"])
 
     def where(self, index: int) -> str:
         return f"row {index} of {self.file}"
@@ -149,11 +178,23 @@ def _holds_pictures(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
+def _hash(kept: Path, rows: int) -> str | None:
+    """The hash of a copy of so many rows; None if there is no such copy or it is damaged."""
+    try:
+        said = kept.with_suffix(".hash").read_text()
+        with pa.memory_map(str(kept)) as mapped, pa.ipc.open_file(mapped) as copied:
+            last = copied.num_record_batches - 1
+            there = last * BATCH + copied.get_batch(last).num_rows if last >= 0 else -1
+    except (UnicodeDecodeError, *BROKEN):
+        return None
+    return said if there == rows and re.fullmatch("[0-9a-f]{64}", said) else None
+
+
 def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
     """Write the copy: text as it is, of pictures whether they are there and how they are called. Returns its hash."""
-    with pq.ParquetFile(file, pre_buffer=False) as opened, whole_file(kept) as unfinished:
-        rows, done = opened.metadata.num_rows, 0
-        try:
+    try:
+        with pq.ParquetFile(file, pre_buffer=False) as opened, whole_file(kept) as unfinished:
+            rows, done = opened.metadata.num_rows, 0
             batches = _even(_text(opened, pictures))
             first = next(batches, None)
             if first is None:
@@ -163,12 +204,12 @@ def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
                     out.write_batch(batch)
                     done += len(batch)
                     progress.tell(f"index of {file.name}, rows", done, rows)
-        except BROKEN as broken:
-            if is_disk_full(broken):
-                raise
-            raise BadInput(f"{file} is damaged ({broken}); fetch it again") from None
-        said = hash_file(unfinished)
-        write_text(kept.with_suffix(".hash"), said)
+            said = hash_file(unfinished)
+            write_text(kept.with_suffix(".hash"), said)
+    except BadInput as unwritten:
+        raise BadInput(f"{unwritten}; PIVOT_CACHE=FOLDER puts the cache elsewhere") from None
+    except BROKEN as broken:
+        raise BadInput(f"{file} is damaged ({broken}); fetch it again") from None
     return said
 
 
@@ -178,7 +219,10 @@ def _text(opened: pq.ParquetFile, pictures: Sequence[str]) -> Iterator[pa.Record
     named = {column for column in pictures if any(path.startswith(f"{column}.") and path.endswith(".path") for path in paths)}
     wanted = [path for path in paths if path.partition(".")[0] not in named or path.endswith(".path")]
     size = BATCH if named == set(pictures) else FEW
-    for batch in opened.iter_batches(batch_size=size, columns=wanted):
+    # pyarrow does not read dictionaries within lists of several groups at once
+    coded = any(_decoded(field.type) != field.type for field in opened.schema_arrow)
+    groups = [[group] for group in range(opened.num_row_groups)] if coded else [None]
+    for batch in chain.from_iterable(opened.iter_batches(batch_size=size, row_groups=group, columns=wanted) for group in groups):
         columns = [
             _name(column) if name in pictures else _value(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
         ]
@@ -187,7 +231,20 @@ def _text(opened: pq.ParquetFile, pictures: Sequence[str]) -> Iterator[pa.Record
 
 def _value(column: pa.Array) -> pa.Array:
     """Dictionaries may change from batch to batch, which an Arrow file cannot hold."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    return column.cast(_decoded(column.type))
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    """A type with values in place of dictionaries."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_decoded(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_decoded(kind.value_type)))
+    if pa.types.is_struct(kind):
+        return pa.struct([inner.with_type(_decoded(inner.type)) for inner in map(kind.field, range(kind.num_fields))])
+    return kind
 
 
 def _name(column: pa.Array) -> pa.Array:
