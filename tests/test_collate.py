@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from PIL.Image import Image
+from test_template import CASES, END
+from test_template import processor as spoken_by
 
 from pivot.data.collate import Row, Span, collate, encode, join
 from pivot.data.turns import formatting
@@ -60,6 +62,57 @@ def test_trunk_and_branch_together_are_the_whole_conversation(name: str, odd: Ma
     assert inputs["input_ids"][0].tolist() == found.trunks[0].span.ids + found.branches[0].ids
     if example.images:
         assert torch.equal(inputs["pixel_values"], join(found.trunks[0].images)["pixel_values"])
+
+
+# Who speaks behind the prompt, a letter for each turn: answers one behind the other, several turns that nobody answers.
+TURNS = ["aa", "aaa", "aua", "auua", "asua", "ausa", "auuua", "auaa", "aauuaa", "asuasuaa"]
+ROLES = {"a": "assistant", "u": "user", "s": "system"}
+
+
+def refuses_system(style: str) -> bool:
+    return style in ("gemma", "mistral")
+
+
+@pytest.mark.parametrize("speakers", TURNS)
+@pytest.mark.parametrize(("style", "kind"), [("", None), *CASES])
+def test_any_sequence_of_turns_is_what_the_stock_processor_makes(
+    style: str, kind: Any, speakers: str, processor: Any, picture: Callable[..., Image]
+) -> None:
+    """`style` nothing: ChatML, with both label masks. Only answers and their end tokens are supervised by the clean one."""
+    made = spoken_by(style, kind) if style else processor
+    turns = tuple({"role": ROLES[letter], "content": f"{letter.upper()}, {at}."} for at, letter in enumerate(speakers))
+    example = Example("talk", (picture(0),), "Which?", (Response(turns),))
+    if refuses_system(style) and "s" in speakers:
+        with pytest.raises(BadInput, match="row talk, response 0: the chat template refuses these turns"):
+            row(made, example)
+        return
+    asked = {"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": "Which?"}]}
+    said = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+    whole = made.apply_chat_template([asked, *said], tokenize=True, return_dict=True, return_tensors="pt")["input_ids"][0].tolist()
+    end = END.get(style, "</s>") if style else "<|im_end|>"
+    found = row(made, example)
+    ours = found.trunks[0].span.ids + found.branches[0].ids
+    assert whole[: len(ours)] == ours and set(made.tokenizer.decode(whole[len(ours) :])) <= set("\n</s>")
+    assert [part.strip() for part in supervised(made, found.branches[0]).split(end)] == [
+        *(turn["content"] for turn in turns if turn["role"] == "assistant"),
+        "",
+    ]
+    if not style:
+        found = row(made, example, "llava_next")
+        assert found.trunks[0].span.ids + found.branches[0].ids == whole
+        text = supervised(made, found.branches[0])
+        heads = speakers.count("a") - 1
+        assert text.count("<|im_start|>assistant\n") == heads and text.count("<|im_start|>") == len(speakers) - 1
+
+
+def test_answers_in_a_row_that_a_template_joins_are_refused(odd: Mapping[str, Example]) -> None:
+    """What it makes of the two is not the first and then the second."""
+    own = "{% for m in messages %}{% if m['role'] == 'user' %}[U] {{ m['content'] }} [/U]{% else %}{{ m['content'] }}"
+    own += "{% if loop.last or messages[loop.index]['role'] == 'user' %}{{ eos_token }}{% endif %}{% endif %}{% endfor %}"
+    made = spoken_by("", CASES[0][1], given=own)
+    assert supervised(made, row(made, odd["turns"]).branches[0]) == "Red.</s>Two of them.</s>"
+    with pytest.raises(BadInput, match="row turns, response 0: the chat template joins two assistant turns in a row; make them one"):
+        row(made, replace(odd["turns"], responses=(Response((TURN, TURN)),)))
 
 
 def test_clean_supervises_each_answer_and_its_end(odd: Mapping[str, Example], processor: Any) -> None:

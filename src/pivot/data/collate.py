@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pivot.data.doctor.checks import halved, texts
-from pivot.data.turns import IMAGE, formatting, heard, listed, opening, refuse_control, tokens
+from pivot.data.turns import IMAGE, again, formatting, heard, listed, opening, refuse_control, tokens
 from pivot.data.vision import Sight, sights
 from pivot.pictures import picture
 from pivot.records import BadInput, Example, Turn
@@ -149,14 +149,21 @@ def _branch(example: Example, number: int, prompt: Sequence[Mapping[str, Any]], 
     if not said or said[0]["role"] != "assistant" or said[-1]["role"] != "assistant":
         raise BadInput(f"{where}: turns must begin and end with the assistant's")
     span, whole, last = Span(), label_mask == "llava_next", len(said) - 1
+    unheard: list[Turn] = []  # turns that are not the assistant's, in a row: only behind the last of them comes the header of its turn
     for at, turn in enumerate(said):
         if turn["role"] != "assistant":
             refuse_control(turn["content"], processor, where)
             if IMAGE in turn["content"]:
                 raise BadInput(f"{where}: {IMAGE} can only stand in the prompt")
-            _listen(span, *heard(processor, [*prompt, *said[:at]], [turn], where), processor, label_mask, form.behind[1])
+            unheard.append(turn)
             continue
-        ids = tokens(processor, form.lead + turn["content"] + form.trail, plain=True, after=form.behind[0])
+        if at:
+            before = [*prompt, *said[: at - len(unheard)]]
+            turns, header = heard(processor, before, unheard, where) if unheard else ("", again(processor, before, where))
+            _listen(span, turns, header, processor, label_mask, form.behind[1])
+            unheard = []
+        lead, behind = form.bare if at and not turns + header else (form.lead, form.behind[0])
+        ids = tokens(processor, lead + turn["content"] + form.trail, plain=True, after=behind)
         if not ids or not turn["content"].strip():
             raise BadInput(f"{where}: it has no tokens; give it a text or drop the row")
         span.add([*ids, form.tail[0]], True)

@@ -28,9 +28,11 @@ MARK = "b"  # stands for an assistant's text where a template is tried out
 class Format:
     """What a chat template puts around text, in tokens."""
 
-    lead: str  # what an assistant's text begins with behind the header of its turn: nothing, or a blank
+    gap: str  # what stands between the header of an assistant's turn and its text: nothing, or a blank
+    lead: str  # what of it that text is tokenised with: nothing where the tokenizer puts a blank there by itself
     trail: str  # what stands between that text and its end token: nothing, or a blank (Llama 2)
     behind: tuple[str, str]  # what an assistant's text and a later turn are tokenised behind, if that changes their tokens
+    bare: tuple[str, str]  # `lead` and the first of `behind` where an assistant's turn has no header and follows another's end
     closing: str  # what ends a conversation that nobody answers, and is gone where turns follow: nothing, or an end token (Phi)
     tail: tuple[int, ...]  # from the end of an assistant's text to the end of its turn; the first ends generation
     opens: tuple[int, ...]  # what the tokenizer puts in front of any text by itself
@@ -63,15 +65,18 @@ def _formatting(processor: ProcessorMixin) -> Format:
     header, (before, found, after) = ready.removeprefix(asked), turn.partition(MARK)
     if not (found and ready.startswith(asked) and before.split() == header.split()):
         raise BadInput("chat template: an assistant turn must be the generation prompt and then its text; use another template")
-    lead, behind = _lead(processor, ready, before.removeprefix(header) if before.startswith(header) else "")
+    gap = before.removeprefix(header) if before.startswith(header) else ""
+    lead, behind = _lead(processor, ready, gap)
     trail = after[: len(after) - len(after.lstrip())] if after.strip() else ""
     tail = _tail(processor, after.removeprefix(trail))
     end = after.removeprefix(trail) if after.strip() else tokenizer.eos_token
     chatml = {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>")} - {None, tokenizer.unk_token_id}
     return Format(
+        gap=gap,
         lead=lead,
         trail=trail,
         behind=(behind, "" if tokens(processor, MARK, after=end) == tokens(processor, MARK) else end),
+        bare=_lead(processor, end, gap),
         closing=closing,
         tail=tail,
         opens=_opens(tokenizer),
@@ -158,6 +163,20 @@ def heard(
     if not (now.startswith(so_far) and ready.startswith(now)):
         raise BadInput(f"{where}: the chat template rewrites earlier turns; use single-turn responses or another template")
     return now[len(so_far) :], ready[len(now) :]
+
+
+def again(processor: ProcessorMixin, before: Sequence[Mapping[str, Any]], where: str) -> str:
+    """The header of an assistant's turn that follows one of its own. What generation begins with may lack what parts the two."""
+    form = formatting(processor)
+    try:
+        so_far, now = render(processor, before), render(processor, [*before, {"role": "assistant", "content": MARK}])
+    except BadInput as refused:
+        raise BadInput(f"{where}: {refused}") from None
+    so_far = so_far.removesuffix(form.closing)
+    header, found, _ = now.removeprefix(so_far).partition(MARK)
+    if not (found and now.startswith(so_far) and header.endswith(form.gap)):
+        raise BadInput(f"{where}: the chat template joins two assistant turns in a row; make them one, or use another template")
+    return header.removesuffix(form.gap)
 
 
 def listed(example: Example, images: int, processor: ProcessorMixin) -> list[Mapping[str, Any]]:
