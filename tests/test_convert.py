@@ -170,6 +170,23 @@ def test_a_field_called_as_one_of_the_formats_own_costs_neither_pictures_nor_tex
         assert nothing_is_lost_unnamed(odd, out, to, root=tmp_path / "pictures") == len(odd)
 
 
+def test_a_last_question_that_nobody_answers_comes_back_or_is_named(tmp_path: Path) -> None:
+    asked = [*published.asked("What?", "A cup."), {"from": "human", "value": "And this?"}, {"from": "human", "value": "Hello?"}]
+    mine = {"id": "b", "unanswered": "2", "conversations": published.asked("What?", "A cup.")}
+    file = published.array(tmp_path / "in.json", [{"id": "a", "conversations": asked}, mine])
+    given = recipe.read(f"llava,{file}")
+    assert given[0].responses == (Response("A cup."),)
+    for ending in (".json", ".parquet"):
+        done, read = through(given[:1], tmp_path / f"out{ending}", "llava")
+        assert not done.lost and read[0] == given[0]
+    assert json.loads((tmp_path / "out.json").read_text()) == [{"id": "a", "conversations": asked}]
+    _, read = through(given, tmp_path / "both.json", "llava")
+    assert list(read) == list(given) and json.loads((tmp_path / "both.json").read_text())[1] == mine
+    for to in TARGETS:
+        out = tmp_path / to / ("out.json" if to != "rows" else "out")
+        assert nothing_is_lost_unnamed(given[:1], out, to) == takes(None if to == "rows" else convert.row_of(to), given[0])
+
+
 # ---- where pictures are
 
 

@@ -93,6 +93,9 @@ LONG = "a red bar " * 200
 PLANTED: dict[str, tuple[published.Layout, str, int, Edit]] = {
     "no conversations": (published.llava, "broken-row", 0, lambda rows, _: rows[0].pop("conversations")),
     "a robot speaks": (published.llava, "broken-row", 1, lambda rows, _: rows[1]["conversations"][0].update({"from": "robot"})),
+    "a video": (published.llava, "broken-row", 2, lambda rows, _: rows[2].update(video="a.mp4")),
+    "a video in a question": (published.llava, "broken-row", 2, lambda rows, _: turn(rows, 2, 0, "<video>\nWhat happens?")),
+    "a video behind a question": (published.llava, "broken-row", 1, lambda rows, _: turn(rows, 1, 0, "<image>\nWhat happens?\n<video>")),
     "a number is said": (published.llava, "broken-row", 1, lambda rows, _: turn(rows, 1, 0, 3)),  # type: ignore[arg-type]
     "a picture that is a number": (published.llava, "broken-row", 0, lambda rows, _: rows[0].update(image=7)),
     "an empty list of turns": (published.llava, "broken-row", 2, lambda rows, _: rows[2].update(conversations=[])),
@@ -391,6 +394,21 @@ def test_tags_are_mended_as_published() -> None:
     for prompt in ("<image> <image> x", "x", "a <image>"):
         for count in (0, 1, 2, 3):
             assert not list(faults(Example("a", (), mended(prompt, count).replace("<image>", "", count), ()), True))
+
+
+def test_a_row_that_shows_a_picture_it_never_had_is_not_mended_into_a_guess(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": f"{n}", "conversations": published.asked(f"What is {n}?", f"A {n}.")} for n in range(3)]
+    turn(rows, 1, 0, "<image>\nWhat colour is it?")
+    copy = tmp_path / "clean.json"
+    code, out, _ = call(capsys, str(array(tmp_path / "a.json", rows)), "--fix", str(copy), "--json")
+    assert code == 1 and json.loads(out)["counts"] == {"tag-extra": 1}
+    assert json.loads(copy.read_text()) == [rows[0], rows[2]]
+
+
+def test_a_word_of_html_is_no_video(tmp_path: Path) -> None:
+    said = ("How do I use <video> in a page?", "<video>\n<source src='a.mp4'>\n</video>", "What is <video>tape</video>?")
+    rows = [{"video": None, "conversations": published.asked(one, "Thus: <video>")} for one in said]
+    assert examine(f"llava,{array(tmp_path / 'a.json', rows)}").clean
 
 
 # ---- the verb

@@ -1,7 +1,8 @@
 """LLaVA's rows: {id, image, conversations: [{from: human | gpt, value}]}, as JSON or JSON lines, and YAML mixtures of such files.
 
 Also Cambrian's files, and the captions that align a projector. What a gpt says before any human is dropped, a `system` turn is kept.
-What follows the first answer stays with it: the loss is on each of the assistant's turns.
+What follows the first answer stays with it: the loss is on each of the assistant's turns. A last question that nobody answers is not
+trained on; it is kept in `meta` and written again. Rows about videos are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 from pivot.data.reading import Read, Row, first, parted, placed, root, turns_of
 from pivot.data.saying import missing, of_role, spread
 from pivot.data.tables.table import Chosen, Table, joined, table
+from pivot.data.turns import IMAGE
 from pivot.plain import parse
 from pivot.records import BadInput, Example, Turn
 from pivot.seen import Seen
@@ -25,6 +28,8 @@ from pivot.world.dice import Dice
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
+VIDEO = "<video>"
+OPEN = "unanswered"  # field of `meta`: turns behind the last answer
 STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
 
 
@@ -46,14 +51,27 @@ def knows(seen: Seen) -> bool:
 
 def example(row: Row) -> Example:
     """One row."""
-    prompt, responses = parted(conversation(row, row.get("conversations")))
+    turns = conversation(row, row.get("conversations"))
+    if row.plain.get("video") or any(_of_video(turn) for turn in turns):
+        raise row.wrong(f"it is about a video ('video' or {VIDEO}), and only pictures are read")
+    prompt, responses = parted(turns)
+    beside = row.beside("image", "conversations")
+    answered = max((at + 1 for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
+    if turns[answered:]:
+        beside["meta"] = {OPEN: tuple(turns[answered:]), **beside["meta"]}
     return Example(
         id=row.id,
         images=row.pictures("image"),
         prompt=prompt,
         responses=responses,
-        **row.beside("image", "conversations"),
+        **beside,
     )
+
+
+def _of_video(turn: Turn) -> bool:
+    """Whether a human speaks of a video that stands where LLaVA puts them, before or behind the text. Elsewhere it is a word of HTML."""
+    said = turn["content"].replace(IMAGE, "").strip()
+    return turn["role"] == "user" and (said.startswith(VIDEO) or said.endswith(VIDEO)) and "</video>" not in said
 
 
 def conversation(row: Row, given: Any) -> list[Turn]:
@@ -82,11 +100,24 @@ def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list
     which = of_role(example, "chosen") or alone
     said = turns_of(which.text, "assistant") if which else []
     asked = turns_of(placed(example.prompt, len(pictures)), "user")
-    turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*asked, *said)]
+    behind = _behind(example) if said else []
+    if behind:
+        example = replace(example, meta={key: value for key, value in example.meta.items() if key != OPEN})
+    turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*asked, *said, *behind)]
     image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
-    plain, lost = spread(example, {"id": example.id, **image, "conversations": turns}, taken=["image"])
+    plain, lost = spread(example, {"id": example.id, **image, "conversations": turns}, taken=["image", "video"])
     lost += ["where the prompt ends"] if any(turn["role"] == "assistant" for turn in asked) else []  # it is read up to the first answer
     return plain, lost + missing(example, [which] if which else [])
+
+
+def _behind(example: Example) -> list[Turn]:
+    """The last question that nobody answers, if its `meta` holds it as `example` puts it there."""
+    held = example.meta.get(OPEN)
+    turns = list(held) if isinstance(held, list | tuple) else []
+    sound = all(
+        isinstance(turn, Mapping) and turn.get("role") in ("user", "system") and isinstance(turn.get("content"), str) for turn in turns
+    )
+    return turns if sound else []
 
 
 # ---- mixtures

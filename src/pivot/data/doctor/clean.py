@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.doctor.checks import BIT, FAULTS, shape
+from pivot.data.doctor.checks import BIT, FAULTS, IMAGE, shape
 from pivot.data.doctor.diagnosis import Report
 from pivot.data.doctor.mend import renamed, retagged
 from pivot.data.doctor.scan import hashed, shown
@@ -53,6 +53,8 @@ class Clean(Lazy[Example]):
 def mended(report: Report, number: int) -> Example:
     """A row without its faults; a `BadInput` says which stays."""
     codes, example = report.codes(number), report.data.examples[number]
+    if "tag-extra" in codes and not any(shown(example)):  # it asks about a picture that it never had
+        raise BadInput(f"row {example.id} says {IMAGE} and has no picture; drop the row")
     if {"tag-missing", "tag-extra"} & set(codes):
         example = retagged(example)
     if "duplicate-id" in codes:
