@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +203,13 @@ def test_the_official_files_are_parallel(data: Path, capsys: pytest.CaptureFixtu
         assert one["data"] == f"{format},{out}/{'sft' if format == 'llava' else 'dpo'}.json,images={data}" and not one["lost"]
         assert all(isinstance(image, Path) and image.exists() for row in recipe.read(one["data"]) for image in row.images)
     assert cli.call([*command, "--tokenizer", str(BASE)]) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_the_official_rule_needs_nothing_that_another_verb_imported(data: Path, tmp_path: Path) -> None:
+    """Beside a torchvision made for another torch, transformers opens no tokenizer as it stands: only a fresh process shows it."""
+    command = ["data", "filter", str(data), str(tmp_path / "new"), "--rule", "official20k", "--size", "4", "--tokenizer", str(BASE)]
+    done = subprocess.run([sys.executable, "-m", "pivot", *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "new" / "dpo.json").is_file()
 
 
 # ---- on the command line
