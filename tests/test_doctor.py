@@ -132,7 +132,6 @@ PLANTED: dict[str, tuple[published.Layout, str, int, Edit]] = {
     "nothing answered": (published.llava, "empty-chosen", 1, lambda rows, _: turn(rows, 1, 1, " \n")),
     "nothing answered later": (published.llava, "empty-chosen", 0, lambda rows, _: turn(rows, 0, 3, "")),
     "nobody answers": (published.llava, "no-response", 2, lambda rows, _: rows[2]["conversations"].pop()),
-    "an id twice": (published.llava, "duplicate-id", 2, lambda rows, _: rows[2].update(id="gqa-2")),
     "a row twice": (published.llava, "duplicate-row", 3, lambda rows, _: rows.append({**rows[1], "id": "again"})),
     "a row twice under one id": (published.llava, "duplicate-row", 3, lambda rows, _: rows.append(rows[2])),
     "a long answer": (published.llava, "long-chosen", 2, lambda rows, _: turn(rows, 2, 1, LONG)),
@@ -277,6 +276,31 @@ def test_captions_and_classes_ask_nothing_but_a_row_among_questions_may_not(tmp_
     assert examine(f"llava,{array(tmp_path / 'b.json', rows)}").clean  # as many ask as do not
     rows[2]["conversations"][0]["value"] = "<image>\nWhat?"
     assert said(examine(f"llava,{array(tmp_path / 'c.json', rows)}")) == {"empty-prompt": [3]}
+
+
+def test_an_id_twice_is_a_note_and_still_mended_in_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "same", "conversations": published.asked(f"What is {n}?", f"A {n}.")} for n in range(3)]
+    file = array(tmp_path / "a.json", rows)
+    code, out, _ = call(capsys, str(file), "--json")
+    told = json.loads(out)
+    assert (code, told["clean"], told["counts"], told["notes"]) == (0, True, {}, {"duplicate-id": 2})
+    assert [one["row"] for one in told["findings"]["duplicate-id"]] == [1, 2]
+    code, out, _ = call(capsys, str(file), "--fix", str(tmp_path / "b.json"))
+    assert code == 0 and "3 rows, 2 of them mended; 0 left out" in out
+    assert [row["id"] for row in json.loads((tmp_path / "b.json").read_text())] == ["same", "same-1", "same-2"]
+    code, out, _ = call(capsys, str(tmp_path / "b.json"), "--fix", str(tmp_path / "c.json"))
+    assert code == 0 and "nothing to leave out" in out and not (tmp_path / "c.json").exists()
+
+
+def test_rows_without_a_picture_are_noted_where_nearly_all_have_one(tmp_path: Path) -> None:
+    picture = put(tmp_path, "a.png", 1)
+    rows = [{"prompt": f"What {n}?", "chosen": "A.", "rejected": "B.", "image": picture} for n in range(200)]
+    rows[0] |= {"chosen": "C."}
+    for lacking, noted in ((1, 1), (2, 0)):  # of 200
+        rows[lacking + 10].pop("image")
+        report = examine(f"llava_dpo,{array(tmp_path / f'{lacking}.json', rows)}")
+        assert report.clean and report.count("no-picture") == noted
+    assert not examine(f"llava_dpo,{array(tmp_path / 'few.json', rows[9:99])}").count("no-picture")
 
 
 def test_leaks_are_seen_by_what_pictures_hold(tmp_path: Path) -> None:
@@ -451,9 +475,9 @@ def test_a_clean_copy_is_clean_and_says_what_is_not_in_it(tmp_path: Path, capsys
         "tag-missing": 1,
         "tag-extra": 1,
         "long-chosen": 1,
-        "duplicate-id": 1,
         "duplicate-row": 1,
     }
+    assert told["notes"] == {"duplicate-id": 1}
     assert told["fix"] | {"source": "", "file": "", "list": ""} == {
         "file": "", "source": "", "list": "", "rows": 9, "mended": 4, "left_out": 5, "lost": {},
     }  # fmt: skip

@@ -53,11 +53,11 @@ def data_doctor(
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
     lines = _lines(report, holds, limit)
-    if fix and not report.clean:
+    if fix and not (report.clean and not report.count("duplicate-id")):
         facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
         lines += said
     elif fix:
-        lines.append(f"nothing to leave out: {fix} is not written")
+        lines.append(f"nothing to leave out or to mend: {fix} is not written")
     show(facts, json, text="\n".join(lines))
     if not report.clean:
         raise typer.Exit(1)

@@ -33,13 +33,16 @@ FAULTS = {
     "long-prompt": "over the token limit without a response",
     "long-chosen": "over the token limit with the chosen response",
     "long-rejected": "over the token limit with the rejected response",
-    "duplicate-id": "an earlier row has the same id",
     "duplicate-row": "an earlier row has the same pictures, prompt and responses",
     "leak-row": "other data has the same prompt to the same pictures",
     "leak-image": "other data has one of the pictures",
 }
 # Worth a word, but nothing is wrong with it.
-NOTES = {"several-images": "more than one picture"}
+NOTES = {
+    "several-images": "more than one picture",
+    "no-picture": "no picture, where more than 99 of 100 rows have one",
+    "duplicate-id": "an earlier row has the same id",  # published mixtures repeat them, and nothing goes by them
+}
 BIT = {code: 1 << number for number, code in enumerate([*FAULTS, *NOTES])}
 # No processor sees anything in a picture 100 times as long as wide, nor in a side under 4 pixels, which some take for colour channels.
 LONGEST_SHAPE, SHORTEST_SIDE = 100, 4

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.doctor.checks import BIT, FAULTS, IMAGE, shape
+from pivot.data.doctor.checks import BIT, FAULTS, IMAGE, NOTES, shape
 from pivot.data.doctor.diagnosis import Report
 from pivot.data.doctor.mend import renamed, retagged
 from pivot.data.doctor.scan import hashed, shown
@@ -19,7 +19,8 @@ from pivot.pictures import named, size
 from pivot.records import BadInput, CheckFailed, Example
 
 MENDED = {"tag-missing", "tag-extra", "duplicate-id", "image-missing"}  # the last only where the picture lies there under another name
-ANY = np.uint64(sum(BIT[code] for code in FAULTS))
+LOOKED = (*FAULTS, "duplicate-id")  # this is no fault, but in a copy each row has an id of its own
+ANY = np.uint64(sum(BIT[code] for code in LOOKED))
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Clean(Lazy[Example]):
 
     def one(self, index: int) -> Example:
         number = int(self.numbers[index])
-        return mended(self.report, number) if self.report.codes(number) else self.report.data.examples[number]
+        return mended(self.report, number) if self.report.codes(number, LOOKED) else self.report.data.examples[number]
 
     def where(self, index: int) -> str:
         """The place of a row in the data that it comes from."""
@@ -42,7 +43,7 @@ class Clean(Lazy[Example]):
 
     @property
     def mended(self) -> int:
-        """How many of them had a fault."""
+        """How many of them are not as they were."""
         return int(np.count_nonzero(self.report.flags[self.numbers] & ANY))
 
     @property
@@ -52,7 +53,7 @@ class Clean(Lazy[Example]):
 
 def mended(report: Report, number: int) -> Example:
     """A row without its faults; a `BadInput` says which stays."""
-    codes, example = report.codes(number), report.data.examples[number]
+    codes, example = report.codes(number, LOOKED), report.data.examples[number]
     if "tag-extra" in codes and not any(shown(example)):  # it asks about a picture that it never had
         raise BadInput(f"row {example.id} says {IMAGE} and has no picture; drop the row")
     if {"tag-missing", "tag-extra"} & set(codes):
@@ -85,9 +86,9 @@ def clean(report: Report, left_out: Path) -> Clean:
     kept = np.ones(report.rows, bool)
     with whole_file(left_out) as unfinished, unfinished.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for number, where in zip(faulty.tolist(), places(report.data.examples, faulty.tolist()), strict=True):
-            codes = report.codes(number)
+            codes = report.codes(number, LOOKED)
             kept[number] = set(codes) <= MENDED and _can_be(report, number)
-            why = [report.words.by.get(code, {}).get(number, FAULTS[code]) for code in codes]
+            why = [report.words.by.get(code, {}).get(number, {**FAULTS, **NOTES}[code]) for code in codes]
             row = {"row": number, "where": where, "id": _id(report, number), "done": "mended" if kept[number] else "left out"}
             file.write(to_json({**row, "codes": codes, "why": why}) + "\n")
     if not kept.any():

@@ -53,7 +53,10 @@ def alike(data: Data, read: Read) -> tuple[np.ndarray, Found]:
     note(twins >= 0, "duplicate-row", lambda number: f"says what row {twins[number]} says")
     namesakes, _ = _repeats(data, read.hashes[:, ID], read.read & ~again & (twins < 0))
     note(namesakes >= 0, "duplicate-id", lambda number: f"'{data.examples[number].id}', as row {namesakes[number]}")
-    blank, mute = read.read & read.blank, read.read & read.mute
+    blank, mute, bare = read.read & read.blank, read.read & read.mute, read.read.copy()
+    bare[read.places[:, 0]] = False
+    if 100 * bare.sum() < read.read.sum():
+        note(bare, "no-picture", lambda number: f"row '{data.examples[number].id}'")
     if 2 * blank.sum() < read.read.sum():
         note(blank, "empty-prompt", lambda number: f"row '{data.examples[number].id}'")
     if mute.sum() < read.read.sum():

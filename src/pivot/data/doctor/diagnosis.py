@@ -68,9 +68,9 @@ class Report:
         """Rows that have this."""
         return int(np.count_nonzero(self.flags & np.uint64(BIT[code])))
 
-    def codes(self, number: int) -> list[str]:
+    def codes(self, number: int, among: Iterable[str] = FAULTS) -> list[str]:
         """What is wrong with a row."""
-        return [code for code in FAULTS if int(self.flags[number]) & BIT[code]]
+        return [code for code in among if int(self.flags[number]) & BIT[code]]
 
     def first(self, code: str, size: int) -> Iterator[tuple[int, str, str]]:
         """The first rows that have this: number, place and what exactly."""
