@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -21,8 +22,10 @@ from published import encoded
 from pivot import progress
 from pivot.data.tables import index, parquet
 from pivot.data.tables.index import index as indexed
+from pivot.data.tables.places import places
 from pivot.data.tables.table import Chosen, Table, joined, table
 from pivot.records import BadInput
+from pivot.seen import reader_of, seen
 
 AWKWARD = ('"', "\\", "}", "]", "{", "[", ",", ":", "\n", "\t", "é", "日本", "\u2028", "\x85", "😀", "\\u0041", "a", " ", "0", "null")
 
@@ -64,6 +67,7 @@ LAYOUTS = {
     "no last end": lambda rows, plain: "\n".join(json.dumps(row, ensure_ascii=plain) for row in rows),
     "blank lines": lambda rows, plain: "\n \n" + "\n\n\t\n".join(json.dumps(row, ensure_ascii=plain) for row in rows) + "\n\n  ",
     "windows": lambda rows, plain: "".join(json.dumps(row, ensure_ascii=plain) + "\r\n" for row in rows),
+    "bom and a blank line": lambda rows, plain: "\ufeff \r\n\n" + "".join(json.dumps(row, ensure_ascii=plain) + "\n" for row in rows),
     "bom and lines": lambda rows, plain: "\ufeff" + "".join(json.dumps(row, ensure_ascii=plain) + "\n" for row in rows),
 }
 
@@ -115,6 +119,19 @@ def test_places_are_those_that_an_editor_shows(tmp_path: Path) -> None:
         ('[{"a": 1}, {"a": tru}]', "row 1 of .* is not complete JSON"),
         ('[{"a": 1}, 5]', r"row 1 of .* \(byte 11\) is no object"),
         ('["a"]', "row 0 of .* is no object"),
+        ('[{"a": 1}] [{"a": 2}]', r"goes on behind the end of its array \(byte 11\)"),
+        ('[{"a": 1}]\n[{"a": 2}]\n', r"goes on behind the end of its array \(byte 11\)"),
+        ('[{"a": 1}]\n{"a": 2}', r"goes on behind the end of its array \(byte 11\)"),
+        ('[{"a": 1}]' + " " * 200 + "x" + " " * 200, r"goes on behind the end of its array \(byte 210\)"),
+        ('[{"a": 1}],', r"goes on behind the end of its array \(byte 10\)"),
+        ("[]\x85", r"goes on behind the end of its array \(byte 2\)"),
+        ('[{"a": 1} {"a": 2}]', r"row 1 of .* \(byte 10\) has no comma in front of it"),
+        ('[{"a": 1}{"a": 2}]', r"row 1 of .* \(byte 9\) has no comma in front of it"),
+        ('[{"a": 1},,{"a": 2}]', r"row 1 of .* \(byte 11\) has 2 commas in front of it"),
+        ('[{"a": 1},' + " " * 200 + ',{"a": 2}]', r"row 1 of .* \(byte 211\) has 2 commas in front of it"),
+        ('[,{"a": 1}]', r"row 0 of .* \(byte 2\) has a comma in front of it"),
+        ('[{"a": 1},]', r"the array of .* ends with a comma \(byte 10\)"),
+        ("[,]", r"the array of .* ends with a comma \(byte 2\)"),
         ("hello", "holds no rows: it begins with b'h'"),
         ("\x1f\x8b", "holds no rows"),
     ],
@@ -124,7 +141,25 @@ def test_a_file_that_is_no_rows_says_where(text: str, says: str, tmp_path: Path)
     with pytest.raises(BadInput, match=says) as wrong:
         table(tmp_path / "a.json")
     assert "\n" not in str(wrong.value)
-    assert not list((tmp_path / "cache").rglob("*.npz"))
+    assert not list((tmp_path / "cache").rglob("*.index"))
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1}]\n [{"a": 2}]', '[{"a": 1} , , {"a": 2}]', '[{"a": 1} \n {"a": 2}]', "[ { } , ]  ", "[]  x"])
+def test_what_is_wrong_between_rows_is_found_wherever_chunks_end(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text(text)
+    said = set[str]()
+    for chunk in range(1, len(text) + 2):
+        monkeypatch.setattr(index, "CHUNK", chunk)
+        with pytest.raises(BadInput) as wrong:
+            table(tmp_path / "a.json")
+        said.add(str(wrong.value))
+    assert len(said) == 1
+
+
+def test_the_hash_is_of_the_whole_file(tmp_path: Path) -> None:
+    for text in ('[{"a": 1}]', '[{"a": 1}]' + "\n" * 200):
+        (tmp_path / "a.json").write_text(text)
+        assert indexed(tmp_path / "a.json").hash == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_row_without_an_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +176,22 @@ def test_a_row_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"a": ' + "[" * 100_000 + "]" * 100_000 + "}]")
     with pytest.raises(BadInput, match="nested too deeply"):
         table(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize("start", ["[", '[{"a": ', '{"a": '])
+def test_a_first_row_nested_too_deeply_has_no_reader(start: str, name: str, tmp_path: Path) -> None:
+    ends = {"[": "]", '[{"a": ': "}]", '{"a": ': "}"}
+    (tmp_path / name).write_text(start + "[" * 100_000 + "]" * 100_000 + ends[start])
+    assert seen(tmp_path / name).first == {} and reader_of(tmp_path / name) is None
+
+
+def test_rows_of_a_file_that_is_gone_are_still_said_in_a_message(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"a": 1}\n\n[2]\n')
+    found = table(file)
+    file.unlink()
+    assert found.where(1) == f"row 1 of {file}" and list(places(found, [0, 1])) == [f"row 0 of {file}", f"row 1 of {file}"]
 
 
 def test_what_is_not_there_or_no_file_is_one_line(tmp_path: Path) -> None:
@@ -171,7 +222,7 @@ def test_an_index_is_found_again_and_not_trusted_when_the_file_changed(tmp_path:
     file.write_text('{"a": 3}\n\n{"b":4}')  # as long as before
     os.utime(file, ns=(changed + 1, changed + 1))
     assert list(table(file)) == [{"a": 3}, {"b": 4}] and len(built) == 2 and indexed(file).hash != first.hash
-    for kept in (tmp_path / "cache").rglob("*.npz"):
+    for kept in (tmp_path / "cache").rglob("*.index"):
         kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
     assert list(table(file)) == [{"a": 3}, {"b": 4}] and len(built) == 3
 

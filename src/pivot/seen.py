@@ -72,6 +72,8 @@ def _json(path: Path) -> Seen:
         body = start.removeprefix("[").lstrip()
         try:
             first, end = json.JSONDecoder().raw_decode(body)
+        except RecursionError:
+            return Seen(path, "other")
         except ValueError:
             if size >= min(LONGEST, path.stat().st_size):
                 return Seen(path, "other")

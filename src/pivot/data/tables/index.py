@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,8 +24,10 @@ from pivot.records import BadInput
 CHUNK = 8 << 20  # bytes read at once
 LONGEST = 256 << 20  # bytes of one row: a file that goes on without ending one is damaged
 KEPT = 4 << 20  # bytes of a file whose index is worth a file of its own
-BETWEEN = re.compile(r"[\s,]*")
-VERSION = 1  # of what an index holds
+SPACE = " \t\r\n"  # between what JSON says
+BETWEEN = re.compile(f"[{SPACE},]*")
+MARK = b"\xef\xbb\xbf"  # of the order of bytes, which some editors put in front
+VERSION = 2  # of what an index holds
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ def index(file: Path) -> Index:
         size, changed = file.stat().st_size, file.stat().st_mtime_ns
         if size <= KEPT:
             return _built(file, size)
-        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), size, changed])}.npz"
+        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), size, changed])}.index"
         try:
             return _opened(kept)
         except (OSError, ValueError, KeyError, EOFError):
@@ -76,13 +79,13 @@ def _built(file: Path, size: int) -> Index:
     digest = hashlib.sha256()
     with file.open("rb") as opened:
         start = opened.read(4096)
-        first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        first = start.removeprefix(MARK).lstrip()[:1]
         opened.seek(0)
         chunks = _chunks(opened, digest, file.name, size)
         if first == b"[":
             return Index(_spans(_of_array(chunks, file)), digest.hexdigest(), "array")
         if first in (b"{", b""):
-            return Index(_of_lines(chunks), digest.hexdigest(), "lines")
+            return Index(_of_lines(chunks, len(MARK) if start.startswith(MARK) else 0), digest.hexdigest(), "lines")
     raise BadInput(f"{file} holds no rows: it begins with {first!r}, where a list [...] or an object on each line should; check the file")
 
 
@@ -102,19 +105,25 @@ def _spans(found: Iterator[tuple[int, int]]) -> np.ndarray:
 
 def _of_array(chunks: Iterator[bytes], file: Path) -> Iterator[tuple[int, int]]:
     """Spans of an array's items. As latin-1 a character is a byte, and JSON's own characters are what they were."""
-    decode, text, base, rows = json.JSONDecoder().raw_decode, "", 0, 0
+    decode, base, rows, commas = json.JSONDecoder().raw_decode, 0, 0, 0
     text = next(chunks).decode("latin-1")
     at = text.index("[") + 1
     while True:
-        at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]  # matches nothing, too
+        between = BETWEEN.match(text, at)[0]  # type: ignore[index]  # matches nothing, too
+        at, commas = at + len(between), commas + between.count(",")
         try:
             if text[at : at + 1] == "]":
-                return
+                if commas:
+                    raise BadInput(f"the array of {file} ends with a comma (byte {base + at}); correct the file, or fetch it again")
+                return _nothing_more(text[at + 1 :], base + at + 1, chunks, file)
+            if at < len(text) and commas != bool(rows):
+                many = f"{commas} commas" if commas > 1 else "a comma" if commas else "no comma"
+                raise BadInput(f"row {rows} of {file} (byte {base + at}) has {many} in front of it; correct the file")
             if at < len(text) and text[at] != "{":
                 raise BadInput(f"row {rows} of {file} (byte {base + at}) is no object in {{}}; correct the file")
             _, end = decode(text, at)
             yield base + at, base + end
-            rows, at = rows + 1, end
+            rows, at, commas = rows + 1, end, 0
         except RecursionError:
             raise BadInput(f"row {rows} of {file} (byte {base + at}) is nested too deeply to be a row; take it out") from None
         except ValueError as broken:
@@ -126,20 +135,29 @@ def _of_array(chunks: Iterator[bytes], file: Path) -> Iterator[tuple[int, int]]:
             text, base, at = text[at:] + more.decode("latin-1"), base + at, 0
 
 
+def _nothing_more(text: str, byte: int, chunks: Iterator[bytes], file: Path) -> None:
+    """What follows an array must be white space."""
+    for more in chain([text], (chunk.decode("latin-1") for chunk in chunks)):
+        if rest := more.lstrip(SPACE):
+            where = f"byte {byte + len(more) - len(rest)}"
+            raise BadInput(f"{file} goes on behind the end of its array ({where}); put all rows into one array, or an object on each line")
+        byte += len(more)
+
+
 def _unfinished(file: Path, row: int, byte: int, broken: ValueError) -> BadInput:
     return BadInput(
         f"row {row} of {file} (byte {byte}) is not complete JSON ({broken}); correct the file, or fetch it again if it was cut off"
     )
 
 
-def _of_lines(chunks: Iterator[bytes]) -> np.ndarray:
-    """Spans of the lines that are not blank. What they say is read when a row is asked for."""
-    found, start, base, blank = [np.zeros((0, 2), np.int64)], 0, 0, True
+def _of_lines(chunks: Iterator[bytes], start: int) -> np.ndarray:
+    """Spans of the lines that are not blank, from a byte on. What they say is read when a row is asked for."""
+    found, base, blank = [np.zeros((0, 2), np.int64)], 0, True
     for chunk in chunks:
         ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + base
         spans = np.stack([np.concatenate([[start], ends[:-1] + 1]), ends], axis=1) if len(ends) else found[0]
         if len(spans):
-            blank_first = blank and not chunk[: int(spans[0, 1]) - base].strip()
+            blank_first = blank and not chunk[max(start - base, 0) : int(spans[0, 1]) - base].strip()
             text = [not blank_first, *(_says(chunk, a - base, b - base) for a, b in spans[1:].tolist())]
             found.append(spans[text])
             start, blank = int(ends[-1]) + 1, True

@@ -40,9 +40,13 @@ def places(examples: Sequence[Any], numbers: Iterable[int]) -> Iterator[str]:
         start = int(table.found.spans[own, 0])
         before, ends = counted.get(str(table.file), (0, 0))
         before, ends = (before, ends) if before <= start else (0, 0)
-        with table.file.open("rb") as file:
-            file.seek(before)
-            while before < start and (chunk := file.read(min(start - before, CHUNK))):
-                before, ends = before + len(chunk), ends + chunk.count(b"\n")
+        try:
+            with table.file.open("rb") as file:
+                file.seek(before)
+                while before < start and (chunk := file.read(min(start - before, CHUNK))):
+                    before, ends = before + len(chunk), ends + chunk.count(b"\n")
+        except OSError:
+            yield table.where(own)
+            continue
         counted[str(table.file)] = (before, ends)
         yield f"line {ends + 1} of {table.file}"

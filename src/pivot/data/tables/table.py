@@ -101,10 +101,13 @@ class JsonTable(Table):
     def where(self, index: int) -> str:
         if self.found.layout == "array":
             return f"row {index} of {self.file}"
-        with self.file.open("rb") as file:  # blank lines are no rows, but editors count them
-            lines, left = 1, int(self.found.spans[index, 0])
-            while left > 0 and (chunk := file.read(min(left, 1 << 20))):
-                lines, left = lines + chunk.count(b"\n"), left - len(chunk)
+        lines, left = 1, int(self.found.spans[index, 0])
+        try:
+            with self.file.open("rb") as file:  # blank lines are no rows, but editors count them
+                while left > 0 and (chunk := file.read(min(left, 1 << 20))):
+                    lines, left = lines + chunk.count(b"\n"), left - len(chunk)
+        except OSError:  # the file is gone, of which whoever reads the row tells
+            return f"row {index} of {self.file}"
         return f"line {lines} of {self.file}"
 
     def fingerprint(self) -> str:
