@@ -6,9 +6,12 @@ stage align leaves is the `init` of instruct, and so on, in each folder of recip
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
+import published
 import pytest
 import torch
 import yaml
@@ -108,6 +111,23 @@ def test_a_files_command_is_its_own_and_gives_what_is_left_open(name: str) -> No
     plain, given = written(name), {part.partition("=")[0] for part in first.split()[4:]}
     assert first.split()[1:4] == ["pivot", "run", name]
     assert given == {*(["init"] if "init" in plain else []), *plain["data"]}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if kind(name) == "post"])
+def test_a_files_command_finds_what_the_command_beside_it_takes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As written, but for names of weights and how many rows there are; a released file leaves the pairs to the one beside it."""
+    monkeypatch.chdir(tmp_path)
+    published.mmpr(tmp_path)
+    (taken,) = re.findall(r"`pivot (data filter [^`]*)`", (recipe.SHIPPED / f"{name.replace('released/', '')}.yaml").read_text())
+    said = [str(BASE) if word.startswith("hf:") else word for word in taken.split()]
+    assert cli.call([*said, "--size", "5"]) == 0, capsys.readouterr().err
+    first, *_ = (recipe.SHIPPED / f"{name}.yaml").read_text().splitlines()
+    (pairs,) = (part for part in first.split() if part.startswith("pairs="))
+    assert f"read it as: {pairs.removeprefix('pairs=')}\n" in capsys.readouterr().out
+    assert cli.call(["run", name, "init=tiny", pairs, "--plan", "--json"]) == 0, capsys.readouterr().err
+    assert 5 in {stage["examples"] for stage in json.loads(capsys.readouterr().out)["stages"]}
 
 
 # ---- end to end

@@ -135,7 +135,9 @@ def _entries(file: Path, meta: Mapping[str, Any], pictures: Path) -> Table:
         if not annotation.is_file():
             absent.append(f"{name} ({annotation})")
             continue
-        folder = _located(pictures, entry.get("root") or "", f"{file}: root of '{name}'")
+        folder = _located(
+            pictures, entry.get("root") or "", f"{file}: root of '{name}'"
+        ).absolute()  # what is kept of it outlives a change of folder
         found += _repeated(Entry(name, folder, table(annotation)), repeat)
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
