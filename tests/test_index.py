@@ -178,6 +178,11 @@ def test_a_row_nested_too_deeply_is_one_line(tmp_path: Path) -> None:
         table(tmp_path / "a.json")
 
 
+def test_yaml_nested_too_deeply_has_no_reader(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("[" * 10_000 + "]" * 10_000)
+    assert reader_of(tmp_path / "a.yaml") is None
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize("start", ["[", '[{"a": ', '{"a": '])
 def test_a_first_row_nested_too_deeply_has_no_reader(start: str, name: str, tmp_path: Path) -> None:

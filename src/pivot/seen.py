@@ -42,7 +42,10 @@ def seen(path: Path) -> Seen:
     if path.suffix == ".parquet":
         return Seen(path, "parquet", _columns(path))
     if path.suffix in (".yaml", ".yml"):
-        plain = parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        try:
+            plain = parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        except RecursionError:
+            return Seen(path, "other")
         return Seen(path, "yaml", plain if isinstance(plain, Mapping) else {})
     if path.suffix in (".json", ".jsonl", ".ndjson"):
         return _json(path)
