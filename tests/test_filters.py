@@ -184,6 +184,48 @@ def _before_lists(examples: Any, number: int) -> bool:
     return not repeated and not any(isinstance(examples.table[n]["image"], list) for n in earlier if "image" in examples.table[n])
 
 
+@pytest.fixture
+def repeated(tmp_path: Path) -> Path:
+    """Four annotations of six rows, with a list in the last but one of two of them: half, twice, two and a half times, as they are."""
+    home = tmp_path / "MMPR"
+    image = published.put(home / "images", "one.png", 1)
+    meta = {}
+    for name, times, listed in (("half", 0.5, True), ("twice", 2, True), ("more", 2.5, False), ("once", 1, False)):
+        rows = [{"image": image, "question": f"{name} {n}", "chosen": "a", "rejected": "b"} for n in range(6)]
+        if listed:
+            rows[4] = {**rows[4], "image": [image]}  # type: ignore[dict-item]
+        published.lines(home / f"{name}.jsonl", rows)
+        meta[name] = {"root": "images", "annotation": f"{name}.jsonl", "repeat_time": times}
+    (home / "meta.json").write_text(json.dumps(meta))
+    return home
+
+
+def test_every_annotation_is_read_once_to_its_first_list(repeated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However often its rows come otherwise."""
+    examples = official.whole(recipe.read(str(repeated)))
+    found = [str(examples[n].prompt).removeprefix("<image>\n") for n in official.readable(examples)]
+    assert found == [f"{name} {n}" for name, until in (("half", 4), ("twice", 4), ("more", 6), ("once", 6)) for n in range(until)]
+    command = ["data", "filter", str(repeated), str(tmp_path / "new"), "--rule", "official20k", "--size", "20", "--tokenizer", str(BASE)]
+    assert cli.call([*command, "--json"]) == 0
+    assert {one["counts"]["read"] for one in json.loads(capsys.readouterr().out)["sets"]} == {20}
+    prompts = [row["prompt"].removeprefix("<image>\n") for row in json.loads((tmp_path / "new" / "dpo.json").read_text())]
+    assert sorted(prompts) == sorted(found)
+
+
+@pytest.mark.parametrize("size", [2, 8, 9, 14, 29, 1000])
+def test_of_the_first_rows_each_annotation_is_read_to_its_own_list(repeated: Path, size: int) -> None:
+    """half 0 .. 2, twice 0 .. 5 and again, more 0 .. 5 twice and its half, once 0 .. 5: by name, as one would do it by hand."""
+    part, told, over = recipe.read(f"mmpr,{repeated},size={size}"), list[str](), set[str]()
+    assert isinstance(part, mmpr.Read) and official.whole(part)[0] == part[0]
+    for n in range(len(part)):
+        name, said = part[n].meta["dataset"], str(part[n].prompt)
+        if isinstance(part.table[n]["image"], list) or said in told:
+            over.add(str(name))
+        if name not in over:
+            told.append(said)
+    assert [str(part[n].prompt) for n in official.readable(part)] == told
+
+
 def test_the_official_files_are_parallel(data: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     out = tmp_path / "new"
     command = ["data", "filter", str(data), str(out), "--rule", "official20k", "--size", "4"]

@@ -118,13 +118,14 @@ def _picked(examples: Sequence[Example], rule: str, size: int, seed: int, form: 
 
 
 def _official(examples: Sequence[Example], tokenizer: str | None, size: int, seed: int) -> list[Set]:
-    from pivot.data.official import counter, dpo, pick, sft
+    from pivot.data.official import counter, dpo, pick, sft, whole
     from pivot.data.writing.convert import Subset
     from pivot.encoder.torchvision import mend
 
     if not tokenizer:
         raise BadInput("rule official20k counts tokens; name whose with --tokenizer, as in --tokenizer hf:Qwen/Qwen2.5-1.5B-Instruct")
     mend()  # beside a torchvision made for another torch, transformers opens no tokenizer
+    examples = whole(examples)
     one = pick(examples, counter(tokenizer), size, seed)
     return [
         ("sft.json", Subset(examples, one.numbers, sft), "llava", one.counts),

@@ -135,10 +135,8 @@ def _entries(file: Path, meta: Mapping[str, Any], pictures: Path) -> Table:
         if not annotation.is_file():
             absent.append(f"{name} ({annotation})")
             continue
-        folder = _located(
-            pictures, entry.get("root") or "", f"{file}: root of '{name}'"
-        ).absolute()  # what is kept of it outlives a change of folder
-        found += _repeated(Entry(name, folder, table(annotation)), repeat)
+        folder = _located(pictures, entry.get("root") or "", f"{file}: root of '{name}'")
+        found += _repeated(Entry(name, folder.absolute(), table(annotation)), repeat)  # as `_root` keeps it, wherever one works next
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise BadInput(f"{file}: no rows found of {', '.join(absent[:3])}{more}; unpack its annotations, or set repeat_time to 0")

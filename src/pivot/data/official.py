@@ -4,6 +4,10 @@ Each annotation file is read until its first row whose image is a list; all that
 its picture is there (a .gif by the name of the .jpg that it became), no response says `<image>`, and prompt and chosen response are of at
 most 1,500 tokens, until there are enough. The released code stumbles over rows of text alone; here they are left out. Its shuffle was
 Python's, ours is the same on every machine, so the seed is the same but not the rows.
+
+Every annotation file is read once and whole, whatever the `repeat_time` of its entry in meta.json (`whole`). Two exceptions: an entry
+that is there 0 times is left out, as its files need not be there, and a meta.json of no more than one annotation with a part of one
+repetition gives that part. Give such an entry a `repeat_time` of 1. Of data opened with `size=` the rule sees those rows and no others.
 """
 
 from __future__ import annotations
@@ -15,9 +19,9 @@ from pathlib import Path
 
 from pivot import progress
 from pivot.data.filters import SEED, SIZE, Picked, chosen
-from pivot.data.reading import turns_of
+from pivot.data.reading import Read, turns_of
 from pivot.data.saying import of_role
-from pivot.data.tables.table import Chosen, Joined, Table
+from pivot.data.tables.table import Chosen, Joined, Table, joined
 from pivot.records import BadInput, Example
 from pivot.world.dice import Dice
 
@@ -45,6 +49,17 @@ def pick(examples: Sequence[Example], count: Count, size: int = SIZE, seed: int 
     return Picked(taken, {"rows": len(examples), "read": len(pool), "looked at": len(taken) + left.total(), **left, "taken": size})
 
 
+def whole(examples: Sequence[Example]) -> Sequence[Example]:
+    """Each annotation of a meta.json once, with all its rows. Data of another kind, or opened with `size=`, as they are."""
+    if not (isinstance(examples, Read) and isinstance(examples.table, Joined)):
+        return examples
+    found = list[Table]()
+    for one in map(_annotation, examples.table.tables):
+        if not any(one is other for other in found):
+            found.append(one)
+    return replace(examples, table=joined(found))
+
+
 def readable(examples: Sequence[Example]) -> list[int]:
     """Rows before each annotation's first list of images. An annotation that comes again counts once."""
     found = list[int]()
@@ -59,16 +74,23 @@ def readable(examples: Sequence[Example]) -> list[int]:
 def _annotations(examples: Sequence[Example]) -> Iterator[range]:
     """The rows of each file; all rows where one is as good as many."""
     table = getattr(examples, "table", None)
+    if isinstance(table, Chosen) and isinstance(table.numbers, range):
+        table = table.table  # of which these are the first rows, as `size=` asks for
     if not isinstance(table, Joined):
         yield range(len(examples))
         return
     seen, start = list[Table](), 0
     for one in table.tables:
-        whole = one.table if isinstance(one, Chosen) else one  # its first part, as the data set's own list may ask for
-        if not any(whole is other for other in seen):
-            yield range(start, start + len(one))
-        seen.append(whole)
+        annotation = _annotation(one)
+        if not any(annotation is other for other in seen):
+            yield range(start, min(start + len(one), len(examples)))
+        seen.append(annotation)
         start += len(one)
+
+
+def _annotation(table: Table) -> Table:
+    """All rows of what may be their first part, as the data set's own list asks for."""
+    return table.table if isinstance(table, Chosen) else table
 
 
 def _is_list(examples: Sequence[Example], number: int) -> bool:
