@@ -12,16 +12,17 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import published
 import pytest
 from PIL import Image
 from published import array, drawn, encoded, lines, put
 from test_families import EXAMPLES, NAMES
+from transformers import AutoProcessor
 
-from pivot import cli, pictures
-from pivot.data.collate import encode, spoken
+from pivot import cli, pictures, recipe
+from pivot.data.collate import LabelMask, Style, encode, spoken
 from pivot.data.doctor import diagnosis as doctor
 from pivot.data.doctor import scan
 from pivot.data.doctor.checks import FAULTS, faults
@@ -31,7 +32,9 @@ from pivot.data.doctor.mend import retagged
 from pivot.data.doctor.scan import CAP
 from pivot.data.vision import counts, sights
 from pivot.data.writing.convert import written
+from pivot.encoder.source import PIXELS
 from pivot.model import MLLM
+from pivot.model.template import BASE
 from pivot.records import BadInput, Example, Response
 
 WRITTEN = written()
@@ -343,6 +346,51 @@ def test_lengths_are_those_of_training_without_a_look_at_pixels(name: str) -> No
         assert branches == row.branches and [len(one.images) for one in trunks] == [len(one.images) for one in row.trunks]
 
 
+MASKS, STYLES = get_args(LabelMask), get_args(Style)
+
+
+@pytest.mark.parametrize("template", STYLES)
+@pytest.mark.parametrize("label_mask", MASKS)
+def test_lengths_are_those_of_each_label_mask_and_template(
+    label_mask: LabelMask, template: Style, odd: dict[str, Example], limit: Limit
+) -> None:
+    """To the token, and so are refusals: what training takes at its limit fits, and with one token less does not."""
+    compared = 0
+    for example in (*odd.values(), *EXAMPLES, dataclasses.replace(odd["pair"], responses=())):
+        sizes: Any = {r: [image.size for image in said.images] for r, said in enumerate(example.responses) if said.images is not None}
+        sizes[None] = [image.size for image in example.images]  # type: ignore[union-attr]
+        try:
+            row = encode(example, limit.processor, label_mask, template=template)
+        except BadInput:
+            for tokens in (0, 10_000):
+                with pytest.raises(BadInput):
+                    Limit(limit.processor, tokens, label_mask, template).over(example, sizes)
+            continue
+        exact: dict[int | None, int] = {r: len(trunk.span) + len(row.branches[r]) for trunk in row.trunks for r in trunk.responses}
+        assert Limit(limit.processor, 0, label_mask, template).over(example, sizes) == (exact or {None: row.length})
+        assert Limit(limit.processor, row.length, label_mask, template).over(example, sizes) == {}
+        assert Limit(limit.processor, row.length - 1, label_mask, template).over(example, sizes)
+        compared += 1
+    assert compared >= 10
+
+
+def test_the_verb_measures_with_the_label_mask_and_template_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "a", "image": put(tmp_path, "a.png", 1), "conversations": published.asked("<image>\nWhat is it?", "A cup.")}]
+    file, processor = str(array(tmp_path / "a.json", rows)), AutoProcessor.from_pretrained(BASE, backend=PIXELS)
+    (example,) = recipe.read(file)
+    exact = {(mask, style): encode(example, processor, mask, template=style).length for mask in MASKS for style in STYLES}
+    assert len(set(exact.values())) == 3
+    for (mask, style), length in exact.items():
+        options = (file, "--model", "base", "--label-mask", mask, "--template", style)
+        assert call(capsys, *options, "--limit", str(length))[0] == 0
+        code, out, _ = call(capsys, *options, "--limit", str(length - 1), "--json")
+        told = json.loads(out)
+        assert code == 1 and (told["label_mask"], told["template"]) == (mask, style)
+        assert told["findings"]["long-chosen"][0]["says"] == f"{length:,} tokens, {length - 1:,} fit"
+    code, out, err = call(capsys, file, "--template", "plain")
+    assert code == 2 and "--model" in err and call(capsys, file, "--model", "base", "--template", "none")[0] == 2
+
+
 def test_a_bound_by_bytes_is_one_whatever_is_said(limit: Limit) -> None:
     dice = random.Random(0)
     signs = "ab Z9\n\t.,é中🎈<>|\u200b\U0001d160ﬃ"
@@ -351,6 +399,11 @@ def test_a_bound_by_bytes_is_one_whatever_is_said(limit: Limit) -> None:
         example = Example("a", (), said[0], (Response(said[1]),))
         length = encode(example, limit.processor).length
         assert Limit(limit.processor, length - 1).over(example, {None: []}) == {0: length}
+        shown = dataclasses.replace(example, images=(drawn(1),))
+        for mask in MASKS:
+            for style in STYLES:
+                length = encode(shown, limit.processor, mask, template=style).length
+                assert Limit(limit.processor, length - 1, mask, style).over(shown, {None: [drawn(1).size]}) == {0: length}
 
 
 def test_a_tokenizer_that_is_no_byte_level_one_or_rewrites_text_proves_nothing_by_bytes(limit: Limit) -> None:

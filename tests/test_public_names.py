@@ -21,7 +21,7 @@ VERBS = {
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
     "data convert": {"source", "out", "--to", "--copy", "--json"},
     "data filter": {"source", "out", "--rule", "--size", "--seed", "--tokenizer", "--to", "--copy", "--json"},
-    "data doctor": {"source", "--model", "--limit", "--against", "--fix", "--workers", "--json"},
+    "data doctor": {"source", "--model", "--limit", "--label-mask", "--template", "--against", "--fix", "--workers", "--json"},
     "data make": {"out", "--data", "--json"},
     "data show": {"source", "--items", "--start", "--seed", "--out", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from pivot.cli.app import Json, data, show, visible
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
+    from pivot.data.collate import LabelMask, Style
     from pivot.data.doctor.diagnosis import Report
     from pivot.data.doctor.fits import Limit
 
@@ -27,6 +28,8 @@ def data_doctor(
     source: Annotated[str, typer.Argument(metavar="PATH", help="A file or folder, or READER,KEY=VALUE,...")],
     model: Annotated[str | None, typer.Option(metavar="MLLM", help="Whose tokens count: 'base', a folder, or hf:ID.")] = None,
     limit: Annotated[int, typer.Option(help="Tokens that a prompt and one response may have.", min=1)] = 2048,
+    label_mask: Annotated[Literal["clean", "llava_next"], typer.Option("--label-mask", help="As in training.")] = "clean",
+    template: Annotated[Literal["chat", "plain"], typer.Option("--template", help="As in training.")] = "chat",
     against: Annotated[list[str] | None, typer.Option(metavar="OTHER", help="Data that must share nothing with it.")] = None,
     fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a clean copy here, and beside it what was left out.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.", min=1)] = None,
@@ -37,10 +40,12 @@ def data_doctor(
     from pivot.oneline import described
     from pivot.recipe import read
 
+    if not model and (label_mask, template) != ("clean", "chat"):
+        raise BadInput("--label-mask and --template say how rows are tokenised; name whose tokens count with --model, too")
     plain = described(source)
     if fix:
         _writable(fix, plain["read"])
-    measure: Callable[[], Limit] | None = partial(_limit, model, limit) if model else None
+    measure: Callable[[], Limit] | None = partial(_limit, model, limit, label_mask, template) if model else None
     holds = measure().tokens if measure else None  # a model that is not there is said before all rows are read
     try:
         read(source)
@@ -52,6 +57,7 @@ def data_doctor(
         raise typer.Exit(1) from None
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
+    facts |= {"label_mask": label_mask, "template": template} if model else {}
     lines = _lines(report, holds, limit)
     if fix and not (report.clean and not report.count("duplicate-id")):
         facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
@@ -63,14 +69,17 @@ def data_doctor(
         raise typer.Exit(1)
 
 
-def _limit(model: str, tokens: int) -> Limit:
+def _limit(model: str, tokens: int, label_mask: LabelMask, template: Style) -> Limit:
     """What rows must fit into: as many tokens, unless the LLM was made for fewer."""
     from pivot.data.doctor.fits import Limit
+    from pivot.data.turns import formatting
     from pivot.model.families import context
     from pivot.model.mllm import describe
 
     found = describe(model)
-    return Limit(found.processor, min(tokens, context(found.model.config) or tokens))
+    if template == "chat" and label_mask == "llava_next" and formatting(found.processor).anywhere is None:
+        raise BadInput("label_mask llava_next is defined for ChatML templates; leave out --label-mask, as training must")
+    return Limit(found.processor, min(tokens, context(found.model.config) or tokens), label_mask, template)
 
 
 def _facts(report: Report, limit: int | None) -> dict[str, Any]:

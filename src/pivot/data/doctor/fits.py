@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pivot.data.collate import spoken
+from pivot.data.collate import LabelMask, Style, spoken
 from pivot.data.turns import formatting, listed, render
 from pivot.data.vision import counts
 from pivot.records import Example
@@ -26,10 +26,12 @@ Sizes = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Limit:
-    """So many tokens for trunk and branch, as a processor makes them."""
+    """So many tokens for trunk and branch, as a processor makes them for training with this label mask and template."""
 
     processor: ProcessorMixin
     tokens: int
+    label_mask: LabelMask = "clean"
+    template: Style = "chat"
 
     def over(self, example: Example, sizes: Mapping[int | None, Sizes]) -> dict[int | None, int]:
         """Tokens of each response that does not fit with its trunk, by number; None stands for a prompt without responses.
@@ -38,13 +40,14 @@ class Limit:
         is a `BadInput`, what the image processor refuses a `ValueError`.
         """
         pictures = {own: sum(counts(self.processor, those)) if those else 0 for own, those in sizes.items()}
-        if self._surely(example, max(pictures.values(), default=0)):
+        refused = self.template == "plain" and not all(pictures.values())  # perhaps: it takes nothing without a picture
+        if not refused and self._surely(example, max(pictures.values(), default=0)):
             return {}
         return {which: tokens for which, tokens in self._lengths(example, pictures).items() if tokens > self.tokens}
 
     def _lengths(self, example: Example, pictures: Mapping[int | None, int]) -> dict[int | None, int]:
         """Tokens of trunk and branch, for each response."""
-        trunks, branches = spoken(example, self.processor)
+        trunks, branches = spoken(example, self.processor, self.label_mask, self.template)
         found = dict[int | None, int]()
         for trunk in trunks:
             own = trunk.responses[0] if len(trunk.responses) == 1 and trunk.responses[0] in pictures else None
@@ -59,11 +62,14 @@ class Limit:
         said = [response.text for response in example.responses]
         if not self._bytewise or not all(isinstance(text, str) and text.strip() for text in said):
             return False
+        form = formatting(self.processor)
+        longest = max((self._bytes(str(text)) for text in said), default=0)
+        if self.template == "plain":
+            return len(form.opens) + pictures + longest + self._bytes("\n") <= self.tokens
         prompt = listed(example, len(example.images), self.processor)
         asked = self._bytes(render(self.processor, prompt, generation=True))
-        form = formatting(self.processor)
         around = self._bytes(form.lead + form.trail) + len(form.opens) + len(form.tail) + len(form.closing)
-        return asked + around + pictures + max((self._bytes(str(text)) for text in said), default=0) <= self.tokens
+        return asked + around + pictures + longest <= self.tokens
 
     def _bytes(self, text: str) -> int:
         return len(text.encode(errors="replace")) * self._growth
