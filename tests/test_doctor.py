@@ -23,13 +23,13 @@ from transformers import AutoProcessor
 
 from pivot import cli, pictures, recipe
 from pivot.data.collate import LabelMask, Style, encode, spoken
+from pivot.data.doctor import crew
 from pivot.data.doctor import diagnosis as doctor
-from pivot.data.doctor import scan
 from pivot.data.doctor.checks import FAULTS, faults
+from pivot.data.doctor.crew import CAP
 from pivot.data.doctor.diagnosis import Report, examine
 from pivot.data.doctor.fits import Limit
 from pivot.data.doctor.mend import retagged
-from pivot.data.doctor.scan import CAP
 from pivot.data.vision import counts, sights
 from pivot.data.writing.convert import written
 from pivot.encoder.source import PIXELS
@@ -652,8 +652,8 @@ def test_any_number_of_processes_says_the_same(tmp_path: Path, monkeypatch: pyte
     alone = examine(file)
     assert said(alone)["empty-chosen"] == [5, 1002, 1999] and alone.count("image-corrupt") == 7 and alone.pictures == 600
     started: list[int] = []
-    pool = scan.ProcessPoolExecutor
-    monkeypatch.setattr(scan, "ProcessPoolExecutor", lambda size, *rest: started.append(size) or pool(size, *rest))
+    pool = crew.ProcessPoolExecutor
+    monkeypatch.setattr(crew, "ProcessPoolExecutor", lambda size, *rest: started.append(size) or pool(size, *rest))
     assert plain(examine(file, workers=4)) == plain(alone) and started == [2]
 
 

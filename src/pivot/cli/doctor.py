@@ -84,7 +84,7 @@ def _limit(model: str, tokens: int, label_mask: LabelMask, template: Style) -> L
 
 def _facts(report: Report, limit: int | None) -> dict[str, Any]:
     from pivot.data.doctor.checks import FAULTS, NOTES
-    from pivot.data.doctor.scan import CAP
+    from pivot.data.doctor.crew import CAP
 
     counts = {code: report.count(code) for code in [*FAULTS, *NOTES]}
     return {

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pivot.data.doctor.checks import BIT, Fault
-from pivot.data.doctor.scan import CAP, Data, Found
+from pivot.data.doctor.crew import CAP, Data, Found
+from pivot.data.doctor.scan import Texts
 from pivot.data.tables.places import origin
 
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply with it loses nothing
@@ -17,16 +18,9 @@ ID, SAID, ASKED = range(3)  # columns of `hashes`
 
 
 @dataclass(frozen=True)
-class Read:
-    """Rows and their pictures, all hashed. (R rows, P pictures of rows)"""
+class Read(Texts):
+    """Rows with what is in their pictures."""
 
-    flags: np.ndarray  # (R,) uint64, bits of codes
-    hashes: np.ndarray  # (R, 3) uint64: of id, of all that is said, of what is asked
-    read: np.ndarray  # (R,) bool: could be read
-    blank: np.ndarray  # (R,) bool: nothing is asked
-    mute: np.ndarray  # (R,) bool: nothing is answered
-    places: np.ndarray  # (P, 3) int64: row, place among its pictures, and the response whose own it is or -1; in order of rows
-    keys: np.ndarray  # (P,) uint64: equal for what is surely the same picture
     content: np.ndarray  # (P,) uint64
     sizes: np.ndarray  # (P, 2) int64, 0 where unknown
 

@@ -1,6 +1,6 @@
 """What is wrong with data, found before it is trained on.
 
-Three passes over it, each by as many processes as asked for (`scan.py`): rows, then pictures, each distinct one once, then lengths, for
+Three passes over it, each by as many processes as asked for (`crew.py`): rows, then pictures, each distinct one once, then lengths, for
 which the sizes of pictures must be known. Between the last two, rows are compared with each other and with other data (`compare.py`).
 """
 
@@ -17,23 +17,8 @@ import numpy as np
 from pivot import progress
 from pivot.data.doctor.checks import BIT, FAULTS, Fault
 from pivot.data.doctor.compare import ID, Read, alike, leaks
-from pivot.data.doctor.scan import (
-    LENGTHS,
-    PICTURES,
-    ROWS,
-    SKIPPED,
-    WORTH,
-    Crew,
-    Data,
-    Measure,
-    Words,
-    crew,
-    lengths,
-    looks,
-    looks_only,
-    pieces,
-    texts,
-)
+from pivot.data.doctor.crew import WORTH, Crew, Data, Words, crew, pieces
+from pivot.data.doctor.scan import LENGTHS, PICTURES, ROWS, SKIPPED, Measure, Texts, lengths, looks, looks_only, texts
 from pivot.data.tables.places import places
 from pivot.data.tables.table import JSON, PARQUET, table
 from pivot.oneline import described
@@ -126,27 +111,23 @@ def _against(line: str, workers: int) -> Read:
 
 def _read(data: Data, over: Crew, words: Words, decode: bool = True) -> tuple[Read, Iterable[tuple[int, Fault]]]:
     """All rows with what is in their pictures, and what is wrong with these."""
-    parts = []
-    for part in _told(over(texts, pieces(len(data.examples), ROWS)), "doctor: rows", len(data.examples), ROWS):
-        words.add(part.found)
-        part.found.clear()
+    parts = list[Texts]()
+    for part, found in _told(over(texts, pieces(len(data.examples), ROWS)), "doctor: rows", len(data.examples), ROWS):
         parts.append(part)
-    rows = {
-        name: np.concatenate([getattr(part, name) for part in parts])
-        for name in ("flags", "hashes", "read", "blank", "mute", "places", "keys")
-    }
-    _, first, which = np.unique(rows["keys"], return_index=True, return_inverse=True)
+        words.add(found)
+    rows = Texts.behind(parts)
+    _, first, which = np.unique(rows.keys, return_index=True, return_inverse=True)
     order = np.argsort(first)  # as rows name them
-    wanted, back = rows["places"][first[order]], np.argsort(order)[which]
+    wanted, back = rows.places[first[order]], np.argsort(order)[which]
     cut = [wanted[piece.start : piece.stop] for piece in pieces(len(wanted), PICTURES)]
     looked, wrong = [np.zeros((0, 4), np.uint64)], Words()
     for look in _told(over(looks if decode else looks_only, cut), "doctor: pictures", len(wanted), PICTURES):
         looked.append(look.seen)
         wrong.add(look.found)
     content, codes, width, height = np.concatenate(looked)[back].T
-    np.bitwise_or.at(rows["flags"], rows["places"][:, 0], codes)
-    said = _everywhere(codes, rows["places"][:, 0], rows["places"][first[which], 0], wrong)
-    return Read(**rows, content=content, sizes=np.column_stack([width, height]).astype(np.int64)), said
+    np.bitwise_or.at(rows.flags, rows.places[:, 0], codes)
+    said = _everywhere(codes, rows.places[:, 0], rows.places[first[which], 0], wrong)
+    return Read(**vars(rows), content=content, sizes=np.column_stack([width, height]).astype(np.int64)), said
 
 
 def _told(results: Iterable[R], what: str, total: int, each: int) -> Iterator[R]:

@@ -1,125 +1,38 @@
-"""Reading all rows, looking at all pictures and measuring all lengths of some data: piece by piece, in as many processes as asked for.
+"""Reading all rows, looking at all pictures and measuring all lengths of some data: piece by piece (`crew.py`).
 
 What a piece yields is small whatever its rows hold: bits and hashes of 64 bits. Of ten million different things two share one by chance
-in one of 370,000 sets. Pieces are the same for any number of processes and come back in order.
+in one of 370,000 sets.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from PIL import Image
 
-from pivot import pictures, recipe
+from pivot import pictures
 from pivot.data.doctor import checks
 from pivot.data.doctor.checks import BIT, Fault
+from pivot.data.doctor.crew import Data, Found
 from pivot.data.doctor.mend import retagged
 from pivot.data.reading import Unsafe, turns_of
 from pivot.files import hash_json
-from pivot.records import BadInput, CheckFailed, Example
+from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
     from pivot.data.doctor.fits import Limit
     from pivot.records import Picture
 
 ROWS, PICTURES, LENGTHS = 1000, 100, 200  # in one piece
-WORTH = 5000  # rows for each process: it takes 1 s to start, 8 s with a model's processor, and a row 0.3 ms and its picture as many more
-CAP = 1000  # findings of a kind that are kept in words
 # What keeps a row from being tokenised, whatever its length.
 UNREADABLE = ("broken-text", "turns", "tag-misplaced", "empty-chosen", "empty-rejected", "image-missing", "image-corrupt", "image-huge")
 TAGS = ("tag-missing", "tag-extra")
 SKIPPED = sum(BIT[code] for code in UNREADABLE)
-
-T = TypeVar("T")
-R = TypeVar("R")
-Found = list[tuple[int, Fault]]  # each with the number of its row
-
-
-@dataclass(frozen=True)
-class Words:
-    """What was found in words, by code: number of the row and what exactly. No more than CAP of a code are kept."""
-
-    by: dict[str, dict[int, str]] = field(default_factory=dict)
-
-    def add(self, found: Iterable[tuple[int, Fault]]) -> None:
-        """Keep these, the first one of a row."""
-        for number, fault in found:
-            kept = self.by.setdefault(fault.code, {})
-            if len(kept) < CAP:
-                kept.setdefault(number, fault.says)
-
-
-@dataclass(frozen=True)
-class Data:
-    """Data by the line that names it, and what its rows must fit into. Each process opens it and makes that limit anew."""
-
-    line: str
-    load: Callable[[], Limit] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Data, (self.line, self.load)
-
-    @cached_property
-    def examples(self) -> Sequence[Example]:
-        return recipe.read(self.line)
-
-    @cached_property
-    def limit(self) -> Limit | None:
-        return self.load() if self.load else None
-
-    @property
-    def tagged(self) -> bool:
-        return bool(getattr(self.examples, "tagged", False))
-
-
-# ---- processes
-
-
-class Crew(Protocol):
-    """Maps a function of data and piece over pieces, in order."""
-
-    def __call__(self, act: Callable[[Data, T], R], pieces: Sequence[T]) -> Iterator[R]: ...
-
-
-@contextmanager
-def crew(data: Data, workers: int) -> Iterator[Crew]:
-    """So many processes that look at data; with one or none, this one."""
-    if workers <= 1:
-        yield lambda act, pieces: (act(data, piece) for piece in pieces)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _open, (data,)) as pool:
-        try:
-            yield lambda act, pieces: pool.map(partial(_do, act), pieces)
-        except BrokenProcessPool:
-            raise CheckFailed("a process that looked at the data died, perhaps for lack of memory; run again with --workers 1") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_opened: list[Data] = []  # in a process of a crew: what it looks at
-
-
-def _open(data: Data) -> None:
-    _opened[:] = [data]
-
-
-def _do(act: Callable[[Data, Any], Any], piece: Any) -> Any:
-    return act(_opened[0], piece)
-
-
-def pieces(size: int, each: int) -> list[range]:
-    """The numbers below `size`, `each` at a time."""
-    return [range(start, min(start + each, size)) for start in range(0, size, each)]
 
 
 # ---- rows
@@ -127,20 +40,24 @@ def pieces(size: int, each: int) -> list[range]:
 
 @dataclass(frozen=True)
 class Texts:
-    """Rows as their text has them. Of their pictures: row, place among the row's, whose they are (a response's number, or -1), and key."""
+    """Rows as their text has them, all hashed. (R rows, P pictures of rows)"""
 
-    flags: np.ndarray  # (rows,) uint64, bits of codes
-    hashes: np.ndarray  # (rows, 3) uint64: of id, of all that is said, of what is asked
-    read: np.ndarray  # (rows,) bool: could be read
-    blank: np.ndarray  # (rows,) bool: nothing is asked
-    mute: np.ndarray  # (rows,) bool: nothing is said to it
-    places: np.ndarray  # (pictures, 3) int64
-    keys: np.ndarray  # (pictures,) uint64: equal for what is surely the same picture
-    found: Found
+    flags: np.ndarray  # (R,) uint64, bits of codes
+    hashes: np.ndarray  # (R, 3) uint64: of id, of all that is said, of what is asked
+    read: np.ndarray  # (R,) bool: could be read
+    blank: np.ndarray  # (R,) bool: nothing is asked
+    mute: np.ndarray  # (R,) bool: nothing is answered
+    places: np.ndarray  # (P, 3) int64: row, place among its pictures, and the response whose own it is or -1; in order of rows
+    keys: np.ndarray  # (P,) uint64: equal for what is surely the same picture
+
+    @classmethod
+    def behind(cls, parts: Sequence[Self]) -> Self:
+        """Parts of some data's rows as one."""
+        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
 
-def texts(data: Data, numbers: range) -> Texts:
-    """Read some rows."""
+def texts(data: Data, numbers: range) -> tuple[Texts, Found]:
+    """Read some rows, and say what is wrong with them."""
     size = len(numbers)
     flags, hashes = np.zeros(size, np.uint64), np.zeros((size, 3), np.uint64)
     read, blank, mute = (np.zeros(size, bool) for _ in range(3))
@@ -166,7 +83,7 @@ def texts(data: Data, numbers: range) -> Texts:
     for number, fault in found:
         flags[number - numbers.start] |= np.uint64(BIT[fault.code])
     where = np.array(places, np.int64).reshape(-1, 3)
-    return Texts(flags, hashes, read, blank, mute, where, np.array(keys, np.uint64), found)
+    return Texts(flags, hashes, read, blank, mute, where, np.array(keys, np.uint64)), found
 
 
 def shown(example: Example) -> Iterator[tuple[int, Picture]]:
