@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -14,9 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+from pivot import plan
 from pivot.model import MLLM
+from pivot.model.memory import Memory
 from pivot.records import Example, Response
 
+CHROMIUM = """
+    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --disable-dev-shm-usage
+"""
 torch.set_num_threads(1)  # tests run side by side, and exact resume needs one order of additions
 
 
@@ -99,3 +107,37 @@ def odd() -> dict[str, Example]:
             (chosen, Response("yes, it is red", role="rejected", images=(picture_of(9),)), rejected),
         ),
     }
+
+
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For plans of which something else is tested: memory takes half a second a stage."""
+    monkeypatch.setattr("pivot.model.memory.memory", lambda *_: (Memory(*[123 * 2**30] * 5), Memory(*[123 * 2**30] * 5)))
+
+
+@pytest.fixture
+def few_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For plans whose lengths need not be near."""
+    monkeypatch.setattr(plan, "READ", 20)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Debian's or anybody's Chromium with its driver; skips where there is none, unless the environment demands it."""
+    chromium = next((place for name in ("chromium", "chromium-browser", "google-chrome") if (place := shutil.which(name))), None)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        missing = f"no {'Chromium' if not chromium else 'chromedriver'} is installed"
+        if os.environ.get("PIVOT_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"PIVOT_REQUIRE_BROWSER=1, but {missing}")
+        pytest.skip(missing)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in (*CHROMIUM.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()

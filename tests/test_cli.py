@@ -308,6 +308,7 @@ def test_env_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in recipe.shipped() if not name.startswith("paper/")])  # these: test_paper_stages.py
+@pytest.mark.usefixtures("no_memory", "few_read")
 def test_every_shipped_recipe_has_a_plan(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["init=tiny", "build=null", "pairs=world"] if name == "pivot" else []  # what that one leaves to its user
     assert cli.call(["run", name, *given, "--plan", "--json", f"out={tmp_path / 'run'}"]) == 0
@@ -315,13 +316,15 @@ def test_every_shipped_recipe_has_a_plan(name: str, tmp_path: Path, capsys: pyte
     assert all(row["flops"] > 0 for row in rows if row["stage"].startswith(("align", "instruct", "post")))
 
 
+@pytest.mark.usefixtures("no_memory", "few_read")
 def test_a_bench_without_data_is_planned_with_its_own_items(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.call(["run", "demo", "bench={world: {}}", "--plan", "--json", f"out={tmp_path / 'run'}", "init=tiny"]) == 0
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
     assert rows["bench-world-dpo/seed-0"]["examples"] == 640
 
 
-def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("few_read")
+def test_plan_runs_nothing(tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert cli.call(["demo", "--plan", "--json", f"out={out}", "init=tiny"]) == 0
     rows = {row["stage"]: row for row in json.loads(capsys.readouterr().out)["stages"]}
@@ -329,5 +332,6 @@ def test_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert rows["post-dpo/seed-0"]["steps"] == 125 and rows["post-dpo/seed-0"]["examples"] == 2000
     assert rows["post-dpo/seed-0"]["flops"] > rows["post-sft/seed-0"]["flops"] > 0
     assert rows["bench-world-dpo/seed-0"]["examples"] == 600 and rows["report"]["state"] == "to do"
+    request.getfixturevalue("no_memory")
     assert cli.call(["demo", "--plan", f"out={out}", "init=tiny"]) == 0
-    assert "post-dpo/seed-0" in capsys.readouterr().out
+    assert "post-dpo/seed-0" in capsys.readouterr().out and not out.exists()

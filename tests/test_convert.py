@@ -146,7 +146,7 @@ def test_what_the_target_holds_comes_back_equal(tmp_path: Path, given: list[Exam
         assert nothing_is_lost_unnamed(given, out, to, copy=copy, root=tmp_path / "pictures") >= 3
 
 
-@pytest.mark.parametrize("odd", [False, True])
+@pytest.mark.parametrize("odd", [pytest.param(False, marks=pytest.mark.slow), True], ids=["sound", "odd"])
 @pytest.mark.parametrize("layout", published.READERS, ids=lambda layout: layout.__name__)
 def test_any_published_format_becomes_any_other(tmp_path: Path, layout: published.Layout, odd: bool) -> None:
     split = SPLITS.get((layout, odd))

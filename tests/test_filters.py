@@ -247,6 +247,18 @@ def test_the_official_files_are_parallel(data: Path, capsys: pytest.CaptureFixtu
     assert cli.call([*command, "--tokenizer", str(BASE)]) == 2 and "exists already" in capsys.readouterr().err
 
 
+def test_the_official_rule_counts_after_torchvision_is_mended(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = list[str]()
+    monkeypatch.setattr("pivot.encoder.torchvision.mend", lambda: done.append("mended"))
+    monkeypatch.setattr(official, "counter", lambda _: done.append("opened") or len)
+    command = ["data", "filter", str(data), str(tmp_path / "new"), "--rule", "official20k", "--size", "4", "--tokenizer", str(BASE)]
+    assert cli.call(command) == 0, capsys.readouterr().err
+    assert done == ["mended", "opened"]
+
+
+@pytest.mark.slow
 def test_the_official_rule_needs_nothing_that_another_verb_imported(data: Path, tmp_path: Path) -> None:
     """Beside a torchvision made for another torch, transformers opens no tokenizer as it stands: only a fresh process shows it."""
     command = ["data", "filter", str(data), str(tmp_path / "new"), "--rule", "official20k", "--size", "4", "--tokenizer", str(BASE)]

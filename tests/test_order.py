@@ -121,20 +121,20 @@ def test_the_order_is_one_for_any_workers_after_a_kill_and_for_every_objective(
     shared_mllm: MLLM, pairs: list[Example], tmp_path: Path
 ) -> None:
     """Two processes: `test_distributed.py`. A kill at any write: `test_resume.py`."""
-    rows, options, found = uneven(pairs), {"group_by": "modality", "batch": 3, "epochs": 2, "save_every": 1}, []
+    rows, options, found = uneven(pairs), {"group_by": "modality", "batch": 3, "epochs": 2}, []
     for workers in (0, 1, 4):
         mllm = fresh(shared_mllm)
         run(mllm, SFT(), rows, tmp_path / str(workers), workers=workers, **options)
         found.append((weights(mllm), read_json(tmp_path / str(workers) / "ledger.json")["ids_sha256"]))
-    left_after(5, shared_mllm, SFT(), rows, tmp_path / "left", **options)
+    left_after(5, shared_mllm, SFT(), rows, tmp_path / "left", save_every=1, **options)
     mllm = fresh(shared_mllm)
-    run(mllm, SFT(), rows, tmp_path / "left", **options)
+    run(mllm, SFT(), rows, tmp_path / "left", save_every=1, **options)
     found.append((weights(mllm), read_json(tmp_path / "left" / "ledger.json")["ids_sha256"]))
     assert all(same(found[0][0], tensors) and ids == found[0][1] for tensors, ids in found[1:])
     run(fresh(shared_mllm), DPO(), rows, tmp_path / "dpo", **options)
     assert read_json(tmp_path / "dpo" / "ledger.json")["ids_sha256"] == found[0][1]
     with pytest.raises(BadInput, match=r"another training \(changed: settings.group_by\)"):
-        run(fresh(shared_mllm), SFT(), rows, tmp_path / "left", **{**options, "group_by": "length"})
+        run(fresh(shared_mllm), SFT(), rows, tmp_path / "left", save_every=1, **{**options, "group_by": "length"})
 
 
 # ---- lengths

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,6 @@ from pivot.report import page
 
 pytestmark = pytest.mark.browser
 
-OPTIONS = """
-    --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --disable-dev-shm-usage
-"""
 WIDTHS = (1280, 390)
 THEMES = ("light", "dark")
 
@@ -46,28 +39,6 @@ const wide = document.documentElement.clientWidth;
 return [document.documentElement.scrollWidth - wide, ...[...document.querySelectorAll('body *')]
   .filter(e => !e.closest('.scroll, pre, svg') && e.getBoundingClientRect().right > wide + 1).map(e => e.outerHTML.slice(0, 80))];
 """
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Debian's or anybody's Chromium with its driver; skips where there is none, unless the environment demands it."""
-    chromium = next((place for name in ("chromium", "chromium-browser", "google-chrome") if (place := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        missing = f"no {'Chromium' if not chromium else 'chromedriver'} is installed"
-        if os.environ.get("PIVOT_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"PIVOT_REQUIRE_BROWSER=1, but {missing}")
-        pytest.skip(missing)
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for option in (*OPTIONS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield started
-    started.quit()
 
 
 @pytest.fixture(scope="module")

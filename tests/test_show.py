@@ -9,7 +9,6 @@ from typing import Any
 
 import published
 import pytest
-import test_page
 from PIL import Image
 from test_page import FETCHED, OVERFLOWING, TEXTS, THEMES, WIDTHS, visit
 
@@ -20,7 +19,6 @@ from pivot.data.lazy import Lazy
 from pivot.records import BadInput, Example, Response, Truth
 from pivot.world.dice import Dice
 
-browser = test_page.browser
 EVIL = "<script>document.body.id='evil'</script>\"'><img src=x onerror=alert(1)>{{ 7*7 }}</ins></article>\0\u202e&amp;"
 SHOWN = EVIL.replace("\0", "\ufffd").replace("\u202e", "\ufffd")
 
