@@ -31,7 +31,7 @@ BEFORE = {"instruct": "align", "post": "instruct"}  # whose model a stage begins
 STAGES = ("align", "instruct", "post")
 
 # What all files share: PROTOCOLS 1.4, 2.1, 2.3.
-COMMON = {"batch": 256, "weight_decay": 0.0, "clip": 1.0, "precision": "bf16", "limit": 2048, "checkpointing": True}
+COMMON = {"batch": 256, "weight_decay": 0.0, "clip": 1.0, "precision": "bf16", "limit": 2048, "too_long": "cut", "checkpointing": True}
 ALIGN = {"rates": (0, 1e-3, 0), "epochs": 1, "schedule": "cosine", "warmup": 0.03, "template": "plain"}
 INSTRUCT = {"rates": (2e-6, 1e-5, 1e-5), "epochs": 1, "schedule": "cosine", "warmup": 0.03, "template": "chat"}
 SFT = {"rates": (5e-6,) * 3, "epochs": 3, "schedule": "cosine", "warmup": 0.03, "template": "chat"}

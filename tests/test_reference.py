@@ -146,7 +146,9 @@ def test_whatever_changes_values_is_a_miss(
     assert scored == [f"pair-{n}" for n in range(4 if rows != pairs else 8)]
 
 
-@pytest.mark.parametrize("settings", [{"label_mask": "llava_next"}, {"limit": 500}, {"precision": "bf16"}, {"backend": "repeat"}])
+@pytest.mark.parametrize(
+    "settings", [{"label_mask": "llava_next"}, {"limit": 500}, {"too_long": "cut"}, {"precision": "bf16"}, {"backend": "repeat"}]
+)
 def test_whatever_setting_changes_values_is_a_miss(
     shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, scored: list[str], settings: dict[str, Any]
 ) -> None:

@@ -80,7 +80,7 @@ def plan(recipe: Recipe, folder: RunFolder, machine: Machine | None = None) -> P
 
 
 EMPTY: dict[str, Any] = dict.fromkeys(
-    ("examples", "steps", "image_tokens", "text_tokens", "parameters", "flops", "error", "too_long", "gpu_hours", "memory")
+    ("examples", "steps", "image_tokens", "text_tokens", "parameters", "flops", "error", "too_long", "cut", "gpu_hours", "memory")
 )
 
 
@@ -141,6 +141,7 @@ class Sizes:
             "flops": flops,
             "error": _error(costs) if len(reading.rows) < reading.examples else 0.0,
             "too_long": sum(row.length > settings.limit for row in reading.rows) / len(reading.rows) if settings.limit else 0.0,
+            "cut": sum(row.cut for row in reading.rows) / len(reading.rows),
             "gpu_hours": self.machine.hours(flops, settings.precision),
             "memory": self._held(teaching, reading),
         }

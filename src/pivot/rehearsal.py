@@ -102,12 +102,12 @@ class Rehearsal:
     def reading(self, teaching: Teaching, data: str | None = None) -> Reading:
         """What a training stage reads, as it reads it. `data`: instead of the rows that it trains on."""
         name, settings = data or teaching.section.data, teaching.settings
-        key = f"{name} {data is None} {teaching.objective} {settings.template} {settings.label_mask} {settings.limit}"
+        key = f"{name} {data is None} {teaching.objective} {asked(settings)}"
         if key not in self._encoded:
             count, some = self.examples(name, self.most if data is None else LOOKED_AT)
             examples = teaching.made.source(some)
             whole, mllm = spread(len(examples), LOOKED_AT), self.mllm
-            rows = {number: mllm.encode(examples[number], settings.label_mask, settings.limit, settings.template) for number in whole}
+            rows = {number: mllm.encode(examples[number], **asked(settings)) for number in whole}
             sight = next((image for row in rows.values() for trunk in row.trunks for image in trunk.images), None)
             if mllm.family.view == "picture":  # else a picture's shape decides how many tokens it becomes
                 rest = set(range(len(examples))) - set(whole)
@@ -134,17 +134,27 @@ def spread(size: int, most: int) -> list[int]:
     return list(range(size)) if size <= most else [number * size // most for number in range(most)]
 
 
+def asked(settings: Settings) -> dict[str, Any]:
+    """What of some settings decides how examples become rows."""
+    return {name: getattr(settings, name) for name in ("label_mask", "limit", "template", "too_long")}
+
+
 def unseen(example: Example, mllm: MLLM, settings: Settings, sight: Sight | None) -> Row:
-    """A row whose pictures stay closed: each makes as much room as one that was seen. The limit is not looked at."""
-    from pivot.data.collate import Row, Span, Trunk, spoken
+    """A row whose pictures stay closed: each makes as much room as one that was seen. None is refused for its length, unless it can
+    only be cut and its trunk leaves nothing of a response.
+    """
+    from pivot.data.collate import Row, Span, Trunk, shortened, spoken
+    from pivot.model.families import context
 
     bare, branches = spoken(example, mllm.processor, settings.label_mask, settings.template)
     if sight is None and any(one.images for one in bare):
-        return mllm.encode(example, settings.label_mask, settings.limit, settings.template)
+        return mllm.encode(example, **asked(settings))
     trunks = []
     for one in bare:
         room = sum(sight.tokens - 1 for _ in one.images) if sight else 0
         span = Span([*one.span.ids, *[0] * room], [*one.span.supervised, *[False] * room])
         span.supervised[0] = False
         trunks.append(Trunk(span, (sight,) * len(one.images) if sight else (), (), one.responses))
-    return Row(example.id, tuple(trunks), branches)
+    row = Row(example.id, tuple(trunks), branches)
+    bounds = [bound for bound in (settings.limit, context(mllm.model.config)) if bound is not None]
+    return shortened(row, min(bounds)) if bounds and settings.too_long == "cut" else row

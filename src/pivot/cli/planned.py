@@ -71,6 +71,8 @@ def _below(made: Plan) -> Iterator[str]:
     for row in rows:
         if row["too_long"]:
             yield f"{row['stage']}: {row['too_long']:.1%} of the rows are over the limit and will stop it; `pivot data doctor` finds them"
+        if row["cut"]:
+            yield f"{row['stage']}: {row['cut']:.1%} of the rows are over the limit and will be cut; `pivot data doctor` finds them"
 
 
 def _bytes(size: int) -> str:

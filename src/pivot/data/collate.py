@@ -9,7 +9,7 @@ Letters: N tokens of a batch, I images, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -33,6 +33,9 @@ LabelMask = Literal["clean", "llava_next"]
 # chat: turns, in the processor's own template.
 # plain: pictures, then the response as it stands and a newline, all of which is supervised; nothing that a human says. LLaVA aligns so.
 Style = Literal["chat", "plain"]
+# refuse: a row over the limit is a `BadInput`.
+# cut: each response loses what lies beyond it, as in the papers' trainers; its end token is the first to go. Pictures and prompt stay.
+TooLong = Literal["refuse", "cut"]
 
 
 @dataclass
@@ -71,6 +74,7 @@ class Row:
     id: str
     trunks: tuple[Trunk, ...]
     branches: tuple[Span, ...]
+    cut: bool = False  # whether a response lost its end to the limit
     asks: str = ""  # a hash of the example's prompt and pictures, for who keeps account of what was read
 
     @property
@@ -268,12 +272,15 @@ def encode(
     limit: int | None = None,
     context: int | None = None,
     template: Style = "chat",
+    too_long: TooLong = "refuse",
 ) -> Row:
     """Tokenise one example and its responses, however many (none: a prompt to be answered).
 
-    `limit`, one's own, and `context`, what the LLM was made for, bound trunk + longest branch. Nothing is ever cut. With template
-    `plain` the prompt is left out, and both label masks are the same.
+    `limit`, one's own, and `context`, what the LLM was made for, bound each trunk with each of its branches; `too_long` says what
+    becomes of a row that is longer. With template `plain` the prompt is left out, and both label masks are the same.
     """
+    if too_long not in get_args(TooLong):
+        raise BadInput(f"no too_long '{too_long}'; known: {', '.join(get_args(TooLong))}")
     if template not in get_args(Style):
         raise BadInput(f"no template '{template}'; known: {', '.join(get_args(Style))}")
     if label_mask not in get_args(LabelMask):
@@ -283,10 +290,30 @@ def encode(
     bare, branches = spoken(example, processor, label_mask, template)
     row = Row(example.id, tuple(_trunk(example, one, processor) for one in bare), branches)
     for bound, what in ((limit, "the limit is"), (context, "the LLM's context holds")):
+        if bound is not None and too_long == "cut":
+            row = shortened(row, bound, what)
         if bound is not None and row.length > bound:
             parts = f"{row.image_tokens} image and {max(map(len, row.branches), default=0)} response"
             raise BadInput(f"row {row.id}: {row.length} tokens, of which {parts}; {what} {bound}; shorten the row or leave it out")
     return row
+
+
+def shortened(row: Row, bound: int, what: str = "the limit is") -> Row:
+    """A row whose responses end, each by itself, where trunk and branch reach so many tokens. A trunk that leaves a response none that
+    are supervised is a `BadInput`.
+    """
+    if row.length <= bound:
+        return row
+    branches = list(row.branches)
+    for trunk in row.trunks:
+        room = max(bound - len(trunk.span), 0)
+        for number in trunk.responses:
+            branch = branches[number] = Span(row.branches[number].ids[:room], row.branches[number].supervised[:room])
+            if not any(branch.supervised):
+                parts = f"{len(trunk.span)} tokens without its response, of which {trunk.image_tokens} image"
+                advice = "pictures and prompt are never cut: shorten the prompt or leave the row out"
+                raise BadInput(f"row {row.id}, response {number}: {parts}; {what} {bound}, which leaves nothing to learn from; {advice}")
+    return replace(row, branches=tuple(branches), cut=True)
 
 
 def collate(rows: Iterable[Row]) -> dict[str, Any]:

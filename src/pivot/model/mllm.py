@@ -25,7 +25,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from pivot.data.collate import LabelMask, Row, Style, encode
+from pivot.data.collate import LabelMask, Row, Style, TooLong, encode
 from pivot.encoder import Encoder, names, outside, towers
 from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json
@@ -192,9 +192,16 @@ class MLLM:
         """Tower, projector and LLM: every parameter in exactly one. The LLM includes its head, tied or not."""
         return parts(self.model)
 
-    def encode(self, example: Example, label_mask: LabelMask = "clean", limit: int | None = None, template: Style = "chat") -> Row:
-        """Tokenise one example. A row longer than `limit`, or than what the LLM was made for, is a `BadInput`."""
-        return encode(example, self.processor, label_mask, limit, context(self.model.config), template)
+    def encode(
+        self,
+        example: Example,
+        label_mask: LabelMask = "clean",
+        limit: int | None = None,
+        template: Style = "chat",
+        too_long: TooLong = "refuse",
+    ) -> Row:
+        """Tokenise one example. A row longer than `limit`, or than what the LLM was made for, is a `BadInput`, or cut if that is asked."""
+        return encode(example, self.processor, label_mask, limit, context(self.model.config), template, too_long)
 
     def hashes(self) -> dict[str, str]:
         """A hash of each part's weights."""

@@ -193,12 +193,12 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
     settings = setup.settings
     began = time.perf_counter()
     for portion in setup.portions(setup.data, setup.batches(state.step)):
-        counts, waiting = _account(setup, state, portion, time.perf_counter() - began)
+        counts, told = _account(setup, state, portion, time.perf_counter() - began)
         metrics = _update(setup, state, portion.micros, counts)
         if state.step == min(WITNESSED, setup.steps):
             setup.proof.check()
         metrics["epoch"] = state.step * settings.epochs / setup.steps
-        metrics["waiting"] = waiting
+        metrics |= told
         metrics["num_tokens"] = state.spent.image_tokens + state.spent.text_tokens
         event = _tell(setup, state, folder, "train", began, metrics)
         alarms = setup.watch.see(event)
@@ -217,18 +217,19 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
         began = time.perf_counter()
 
 
-def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tuple[Counts, float]:
-    """Count what all processes took of a batch, for the losses and for the ledger, and the seconds that it was waited for."""
+def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tuple[Counts, Metrics]:
+    """Count what all processes took of a batch, for the losses and for the ledger; for the log, rows that were cut and seconds waited."""
     k = setup.objective.k
     own = (
         [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
         cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
+        sum(row.cut for row in portion.rows),
         waited,
     )
     told = gather_object([own])
     names = [""] * sum(len(ids) for ids, *_ in told)
-    for process, (ids, _, (images, text, flops), _) in enumerate(told):
+    for process, (ids, _, (images, text, flops), *_) in enumerate(told):
         names[process :: len(told)] = ids  # as order.share dealt them
         state.spent.image_tokens += images
         state.spent.text_tokens += text
@@ -236,7 +237,9 @@ def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tup
     state.spent.read(names)
     longest = max(waited for *_, waited in told)  # the others wait for that process
     state.spent.waiting += longest
-    return reduce(add, (counts for _, counts, *_ in told)), longest
+    cut = sum(cut for *_, cut, _ in told)
+    state.spent.cut_rows += cut
+    return reduce(add, (counts for _, counts, *_ in told)), {"waiting": longest, "cut_rows": cut}
 
 
 def _tell(setup: Setup, state: State, folder: Path, kind: str, began: float, metrics: Metrics) -> Event:

@@ -33,7 +33,10 @@ class Settings(BaseModel):
     template: Literal["chat", "plain"] = Field(default="chat", description="plain: a picture and its caption, without chat markup")
     packing: bool = Field(default=False, description="rows of one response lie end to end and are not padded, where the LLM allows it")
     label_mask: Literal["clean", "llava_next"] = "clean"
-    limit: int | None = Field(default=None, ge=1, description="tokens that a row may have; a longer one is an error, nothing is cut")
+    limit: int | None = Field(default=None, ge=1, description="tokens that a picture, its prompt and one response may have")
+    too_long: Literal["refuse", "cut"] = Field(
+        default="refuse", description="what becomes of a longer row: an error, or its responses lose their ends, and it is counted"
+    )
     eval_every: int = Field(default=0, ge=0, description="updates between validations; 0 = before the first and after the last alone")
     save_every: int = Field(default=100, ge=1, description="updates between checkpoints")
     keep: Literal["last", "best"] = Field(default="last", description="which weights the stage hands on: the last, or the best validated")

@@ -30,6 +30,7 @@ class Spent:
 
     image_tokens: int = 0
     text_tokens: int = 0
+    cut_rows: int = 0  # that lost the end of a response to the limit, each as often as it was read
     flops: float = 0.0
     seconds: float = 0.0
     waiting: float = 0.0  # of the seconds, those in which updates waited for data
@@ -65,7 +66,8 @@ class Setup:
 
     def encode(self, example: Example) -> Row:
         """One example as the scorer reads it, with a hash of what it asks: the same for every arm, whichever responses it takes."""
-        row = self.mllm.encode(example, self.settings.label_mask, self.settings.limit, self.settings.template)
+        settings = self.settings
+        row = self.mllm.encode(example, settings.label_mask, settings.limit, settings.template, settings.too_long)
         return replace(row, asks=hash_json([example.prompt, looks(example.images)]))
 
     def batches(self, done: int) -> Iterator[list[int]]:
