@@ -18,7 +18,8 @@ from statistics import median
 import torch
 from accelerate.utils import send_to_device
 
-from pivot.data.collate import Row, Span, Trunk, collate
+from pivot.data.collate import Row, Trunk, collate
+from pivot.data.speech import Span
 from pivot.model import MLLM, Scorer
 
 CASES = {

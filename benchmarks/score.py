@@ -27,7 +27,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import logsigmoid
 from torch.utils.flop_counter import FlopCounterMode
 
-from pivot.data.collate import Row, Span, Trunk, collate
+from pivot.data.collate import Row, Trunk, collate
+from pivot.data.speech import Span
 from pivot.data.vision import Sight
 from pivot.encoder import towers
 from pivot.model import MLLM, Scorer

@@ -14,7 +14,8 @@ from PIL.Image import Image
 from test_template import CASES, END
 from test_template import processor as spoken_by
 
-from pivot.data.collate import Row, Span, collate, encode, join
+from pivot.data.collate import Row, collate, encode, join
+from pivot.data.speech import Span
 from pivot.data.turns import formatting
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response

@@ -22,7 +22,7 @@ from test_families import EXAMPLES, NAMES
 from transformers import AutoProcessor
 
 from pivot import cli, pictures, recipe
-from pivot.data.collate import LabelMask, Style, encode, spoken
+from pivot.data.collate import encode
 from pivot.data.doctor import crew
 from pivot.data.doctor import diagnosis as doctor
 from pivot.data.doctor.checks import FAULTS, faults
@@ -30,6 +30,7 @@ from pivot.data.doctor.crew import CAP
 from pivot.data.doctor.diagnosis import Report, examine
 from pivot.data.doctor.fits import Limit
 from pivot.data.doctor.mend import retagged
+from pivot.data.speech import LabelMask, Style, spoken
 from pivot.data.vision import counts, sights
 from pivot.data.writing.convert import written
 from pivot.encoder.source import PIXELS

@@ -20,7 +20,8 @@ from PIL import Image
 from training import SFT, fresh, run, same, weights
 
 from pivot.data import turns, vision
-from pivot.data.collate import Row, Span, Trunk, encode
+from pivot.data.collate import Row, Trunk, encode
+from pivot.data.speech import Span
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response

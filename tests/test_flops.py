@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 from transformers import masking_utils as masks
 
-from pivot.data.collate import Row, Span, Trunk, collate
+from pivot.data.collate import Row, Trunk, collate
+from pivot.data.speech import Span
 from pivot.data.vision import Sight
 from pivot.encoder import towers
 from pivot.model import MLLM, Scorer

@@ -18,7 +18,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pivot import cli, recipe
-from pivot.data.collate import LabelMask
+from pivot.data.speech import LabelMask
 from pivot.encoder import Encoder
 from pivot.files import read_json
 from pivot.model import MLLM

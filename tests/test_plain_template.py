@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from training import SFT, curve, fresh, run
 from transformers import PreTrainedTokenizerFast
 
-from pivot.data.collate import Row, Span, encode
+from pivot.data.collate import Row, encode
+from pivot.data.speech import Span
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
 from pivot.train import Settings

@@ -17,7 +17,8 @@ from torch import Tensor
 from training import DPO, SFT, curve, fresh, run
 
 from pivot import cli, recipe, rehearsal
-from pivot.data.collate import LabelMask, Row, collate, encode
+from pivot.data.collate import Row, collate, encode
+from pivot.data.speech import LabelMask
 from pivot.files import read_json
 from pivot.model import MLLM, Scorer
 from pivot.objective.dpo import Objective as Pairs

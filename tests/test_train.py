@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from training import ALL, DPO, SFT, curve, distance, fresh, run, same, weights
 
-from pivot.data.collate import Row, Span, Trunk, encode
+from pivot.data.collate import Row, Trunk, encode
+from pivot.data.speech import Span
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, score
 from pivot.model.sample import reply

@@ -143,7 +143,8 @@ def unseen(example: Example, mllm: MLLM, settings: Settings, sight: Sight | None
     """A row whose pictures stay closed: each makes as much room as one that was seen. None is refused for its length, unless it can
     only be cut and its trunk leaves nothing of a response.
     """
-    from pivot.data.collate import Row, Span, Trunk, shortened, spoken
+    from pivot.data.collate import Row, Trunk, shortened
+    from pivot.data.speech import Span, spoken
     from pivot.model.families import context
 
     bare, branches = spoken(example, mllm.processor, settings.label_mask, settings.template)

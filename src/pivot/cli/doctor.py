@@ -14,9 +14,9 @@ from pivot.cli.app import Json, data, show, visible
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
-    from pivot.data.collate import LabelMask, Style
     from pivot.data.doctor.diagnosis import Report
     from pivot.data.doctor.fits import Limit
+    from pivot.data.speech import LabelMask, Style
 
 SHOWN = 3  # rows of each kind, for people; machines get more
 ADVICE = "--fix OUT writes a copy without these rows, mended where a published rule says how"

@@ -25,7 +25,8 @@ from transformers import (
     ProcessorMixin,
 )
 
-from pivot.data.collate import LabelMask, Row, Style, TooLong, encode
+from pivot.data.collate import Row, TooLong, encode
+from pivot.data.speech import LabelMask, Style
 from pivot.encoder import Encoder, names, outside, towers
 from pivot.encoder.source import PIXELS, quiet, reach
 from pivot.files import hash_tensors, read_json, write_json

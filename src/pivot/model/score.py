@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pivot.data.collate import LabelMask, Layout, collate
+from pivot.data.collate import Layout, collate
+from pivot.data.speech import LabelMask
 from pivot.data.vision import inputs_of
 from pivot.model import languages
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place

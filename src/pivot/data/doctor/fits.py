@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pivot.data.collate import LabelMask, Style, spoken
+from pivot.data.speech import LabelMask, Style, spoken
 from pivot.data.turns import formatting, listed, render
 from pivot.data.vision import counts
 from pivot.records import Example
