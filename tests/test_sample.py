@@ -100,6 +100,9 @@ def test_sampling_goes_by_its_seed_and_leaves_the_callers_alone(talker: MLLM, pr
     first, again, other = (reply(talker, prompts, max_new=NEW, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
     assert torch.equal(torch.random.get_rng_state(), state)
+    # Its id and its number among those of that id decide a reply, and not what else is in the call.
+    doubled = reply(talker, [prompts[3], *prompts[:2], prompts[3]], max_new=NEW, batch=2, temperature=1.0, seed=1)
+    assert doubled[:3] == [first[3], *first[:2]] and doubled[3] != doubled[0]
     # A vanishing nucleus and a vanishing temperature both leave the likeliest token alone.
     greedy = reply(talker, prompts, max_new=NEW)
     assert reply(talker, prompts, max_new=NEW, temperature=1.0, top_p=1e-6) == greedy

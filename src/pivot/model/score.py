@@ -20,14 +20,17 @@ from torch.nn import functional as F
 
 from pivot.data.collate import Layout, collate
 from pivot.data.speech import LabelMask
+from pivot.data.turns import formatting
 from pivot.data.vision import inputs_of
 from pivot.model import languages
 from pivot.model.branches import PADDING, Backend, Placement, branch_mask, place
-from pivot.model.families import counted, family
+from pivot.model.families import context, counted, family
 from pivot.model.packed import pack, switch_on
+from pivot.model.rollout import Sampled, Sampling, Writer, evaluating, prompts
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel
 
     from pivot.model.mllm import MLLM
@@ -39,11 +42,12 @@ class Scores(NamedTuple):
     `logps`: (s,) log-probabilities of the s supervised tokens, in order, fp32 (fp64 from an fp64 model). With the label mask
     `llava_next` the trunk's supervised tokens come first, in every branch: computed once, counted k times, as in full rows.
     `hidden`: (s + 1, D) last hidden states: the s states that predict those tokens (where a critic reads), then the state at
-    the response's last token (where a reward head reads). None unless asked for.
+    the response's last token (where a reward head reads). None unless asked for. `values`: (s + 1,) what a `Critic` makes of them.
     """
 
     logps: list[list[Tensor]]
     hidden: list[list[Tensor]] | None = None
+    values: list[list[Tensor]] | None = None
 
 
 class Scorer(nn.Module):
@@ -53,7 +57,7 @@ class Scorer(nn.Module):
         super().__init__()
         if backend not in get_args(Backend):
             raise BadInput(f"no scorer backend '{backend}'; known: {', '.join(get_args(Backend))}")
-        self.model, self.processor = mllm.model, mllm.processor
+        self.mllm, self.model, self.processor = mllm, mllm.model, mllm.processor
         # `fallback`: why it is not the backend that was asked for, if it is not.
         self.backend, self.fallback = languages.backend(mllm.model.config.get_text_config(), backend)
         self.family = family(mllm.model.config)
@@ -76,8 +80,21 @@ class Scorer(nn.Module):
     def part(self, name: Literal["tower", "projector", "llm", "head"]) -> nn.Module:
         return self.model.get_submodule(getattr(self.family, name))
 
-    def forward(self, batch: Mapping[str, Any], hidden: bool = False) -> Scores:
-        """Score a batch of `data.collate.collate`."""
+    def forward(
+        self,
+        batch: Mapping[str, Any],
+        hidden: bool = False,
+        logps: bool = True,
+        temperature: float = 1.0,
+        sampling: Sampling | None = None,
+        draws: np.ndarray | None = None,
+    ) -> Scores | Sampled:
+        """Score a batch of `data.collate.collate`, as the model speaks at a temperature; with `sampling`, `sample` replies to it.
+
+        Without `logps` the LM head is left out, and they are empty.
+        """
+        if sampling is not None:
+            return self.sample(batch, sampling, draws)
         tokens = batch["tokens"]  # (N,)
         placement = place(batch["layout"], self.backend, counted(self.config, batch["layout"]))
         if self.packing and len(placement.take) > 1 and not placement.branched:
@@ -86,29 +103,46 @@ class Scorer(nn.Module):
             raise BadInput(f"nothing to score: no example of the batch {', '.join(batch['id'][:3])} ... has a response; give each one")
         states = self._states(tokens, batch["images"], batch["layout"], placement).flatten(0, 1)  # (R * T, D)
         read = states[placement.read.to(tokens.device)]  # (S, D): only these go through the LM head
-        logits = self.part("head")(read)  # (S, V)
-        if logits.dtype != torch.float64:
-            logits = logits.float()
-        logps = -F.cross_entropy(logits, tokens[placement.target.to(tokens.device)], reduction="none")  # (S,)
-        found = Scores(_nest(logps, placement.counts))
+        found = Scores([[read.new_zeros(0) for _ in example] for example in placement.counts])
+        if logps:
+            found = Scores(_nest(self._logps(read, tokens[placement.target.to(tokens.device)], temperature), placement.counts))
         if not hidden:
             return found
         last = _nest(states[placement.last.to(tokens.device)], [[1] * len(counts) for counts in placement.counts])
         nested = _nest(read, placement.counts)
         return found._replace(hidden=[[torch.cat(pair) for pair in zip(*pairs, strict=True)] for pairs in zip(nested, last, strict=True)])
 
+    def _logps(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """(S,) log-probability of each target (S,), given the state before it (S, D)."""
+        logits = self.part("head")(states)  # (S, V)
+        if logits.dtype != torch.float64:
+            logits = logits.float()
+        if temperature != 1:
+            logits = logits / temperature
+        return -F.cross_entropy(logits, targets, reduction="none")
+
+    @torch.no_grad()
+    def sample(self, batch: Mapping[str, Any], sampling: Sampling, draws: np.ndarray | None = None, together: bool = True) -> Sampled:
+        """Replies to the prompts of a batch, one trunk an example; responses that lie in it are not looked at.
+
+        `draws` (examples, k, max_new) decide them: see `rollout.draws`. `together`: all processes of a launch sample at once.
+        """
+        layout: Layout = batch["layout"]
+        asked = prompts(layout, counted(self.config, layout))
+        end = formatting(self.processor).tail[0]
+        llm = cast("PreTrainedModel", self.part("llm"))
+        writer = Writer(llm, self.part("head"), end, self.config.image_token_id, context(self.config), together)
+        with evaluating(self):
+            ids = batch["tokens"][asked.take.to(batch["tokens"].device)]  # (B, T)
+            embeds = self._embeds(ids, asked.real.to(ids.device) > 0, list(range(len(layout.images))), batch["images"], layout)
+            return writer.write(embeds, asked, batch["id"], sampling, draws)
+
     def _states(self, tokens: Tensor, images: Mapping[str, Tensor], layout: Layout, placement: Placement) -> Tensor:
         """The LLM's last hidden states (R, T, D)."""
         segment = placement.segment.to(tokens.device)
         ids = tokens[placement.take.to(tokens.device)]  # (R, T)
         llm = cast("PreTrainedModel", self.part("llm"))
-        embeds = llm.get_input_embeddings()(ids)  # (R, T, D)
-        if placement.images:
-            at_image = (ids == self.config.image_token_id) & (segment != PADDING)
-            features = self._features(images, layout, placement)  # (P, D)
-            embeds = embeds.masked_scatter(at_image[..., None], features.to(embeds.dtype))
-        elif torch.is_grad_enabled() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            embeds = embeds + self._blank().to(embeds.dtype)
+        embeds = self._embeds(ids, segment != PADDING, placement.images, images, layout)
         positions = placement.positions.to(tokens.device)
         if placement.lengths:
             # Attention is told where rows end. A mask of four axes is handed on as it is; without one, transformers would make (N, N).
@@ -124,9 +158,19 @@ class Scorer(nn.Module):
         # Without the mask, transformers takes restarted positions for packed sequences and cuts branches off their trunk.
         return llm(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
 
-    def _features(self, images: Mapping[str, Tensor], layout: Layout, placement: Placement) -> Tensor:
-        """(P, D) of the images in the order in which the rows need them."""
-        order = placement.images
+    def _embeds(self, ids: Tensor, real: Tensor, order: list[int], images: Mapping[str, Tensor], layout: Layout) -> Tensor:
+        """(R, T, D) of tokens (R, T) that are not padding, and of images by number, in the order in which the rows need them."""
+        embeds = cast("PreTrainedModel", self.part("llm")).get_input_embeddings()(ids)
+        if order:
+            at_image = (ids == self.config.image_token_id) & real
+            features = self._features(images, layout, order)  # (P, D)
+            return embeds.masked_scatter(at_image[..., None], features.to(embeds.dtype))
+        if torch.is_grad_enabled() or (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return embeds + self._blank().to(embeds.dtype)
+        return embeds
+
+    def _features(self, images: Mapping[str, Tensor], layout: Layout, order: list[int]) -> Tensor:
+        """(P, D) of images by number."""
         if order != list(range(len(layout.images))):
             pixels = images["pixel_values"].split([image.entries for image in layout.images])
             told = {name: value[order] for name, value in images.items() if name != "pixel_values"}
