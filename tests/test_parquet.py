@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import random
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from published import HUB_IMAGE, encoded, put
 
-from pivot.data.tables import parquet
+from pivot.data.tables import copies, groups, parquet, walks
+from pivot.data.tables.groups import Group
 from pivot.data.tables.table import table
 from pivot.pictures import Missing
 from pivot.records import BadInput
@@ -24,6 +32,12 @@ from pivot.seen import reader_of
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(parquet, "BATCH", 3)
+    monkeypatch.setattr(groups, "ROWS", 3)
+    monkeypatch.setattr(walks, "GROUPS", 1)
+    monkeypatch.setattr(walks, "SPARSE", 2)
+    monkeypatch.setattr(copies, "RESERVE", 0)
+    monkeypatch.setattr(copies, "_walks", walks.Walks())
+    monkeypatch.setattr(copies, "_given_up", set())
 
 
 def held(file: Path, pictures: list[Any], group: int = 2) -> Path:
@@ -150,3 +164,189 @@ def test_a_cut_file_by_its_path_alone_cannot_be_read(kept: int, tmp_path: Path) 
         with pytest.raises(BadInput, match=r"a\.parquet is no parquet file that can be read \(.*\); fetch it again") as wrong:
             reader_of(path)
         assert "\n" not in str(wrong.value)
+
+
+# ---- pictures in any order
+
+WRAPS: dict[str, tuple[pa.DataType, Any]] = {
+    "hub": (HUB_IMAGE, lambda data: {"bytes": data, "path": "a.jpg"}),
+    "bytes": (pa.binary(), lambda data: data),
+    "list": (pa.list_(HUB_IMAGE), lambda data: [{"bytes": data, "path": None}, {"bytes": data[::-1], "path": "b"}]),
+    "large list": (pa.large_list(pa.large_binary()), lambda data: [data, data[::-1]]),
+}
+
+
+def said(number: int) -> bytes | None:
+    """What stands in a row, of some of them nothing."""
+    return None if number % 7 == 6 else b"picture %d " % number * (5 + number % 3)
+
+
+def wide(file: Path, kind: str = "hub", rows: int = 60, group: int = 10) -> Path:
+    of, wrap = WRAPS[kind]
+    plain = [{"n": number, "image": None if (data := said(number)) is None else wrap(data)} for number in range(rows)]
+    pq.write_table(pa.Table.from_pylist(plain, pa.schema({"n": pa.int64(), "image": of})), file, row_group_size=group)
+    return file
+
+
+def right(rows: Sequence[Any], number: int) -> bool:
+    """Whether a row holds its pictures."""
+    image, data = rows[number].get("image"), said(number)
+    if data is None or image is None:
+        return image is data
+    return [one.read() for one in image] == [data, data[::-1]] if isinstance(image, tuple) else image.read() == data
+
+
+def shuffled(size: int, seed: int = 0, times: int = 1) -> list[int]:
+    numbers = list(range(size)) * times
+    random.Random(seed).shuffle(numbers)
+    return numbers
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted(cache.rglob("pictures/*/*"))
+
+
+def copy_all(rows: Sequence[Any]) -> None:
+    """Ask for rows as in shuffled order until each group has been left and asked for again."""
+    last = [*range(9, len(rows), 10), len(rows) - 1]
+    assert all(right(rows, number) for number in last)
+    copies._walks.left.update(copies._walks.going)
+    copies._walks.going.clear()
+    assert all(right(rows, number) for number in last)
+
+
+def unread(_group: Group) -> Iterator[pa.RecordBatch]:
+    raise AssertionError("the parquet file was read")
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_rows_in_any_order_by_any_threads_hold_their_pictures_and_each_group_is_copied_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, written, write = table(wide(tmp_path / "a.parquet", kind)), list[Group](), copies._write
+    monkeypatch.setattr(copies, "_write", lambda group, path: (written.append(group), write(group, path)))
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda number: right(rows, number), shuffled(60, times=8)))
+    walked = [group.number for group in copies._walks.going]
+    assert sorted([group.number for group in written] + walked) == list(range(6)), "nothing twice"
+    copy_all(rows)
+    assert [path.name for path in kept(tmp_path / "cache")] == [f"{number}.arrow" for number in range(6)]
+    monkeypatch.setattr(Group, "batches", unread)
+    assert all(right(rows, number) for number in shuffled(60, 1))
+
+
+@pytest.mark.parametrize("window", [1 << 20, 200])
+def test_reading_in_order_copies_nothing_however_often_and_holds_no_more_than_its_window(
+    window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walks, "WINDOW", window)
+    rows = table(wide(tmp_path / "a.parquet"))
+    assert all(right(rows, number) for _ in range(3) for number in range(60))
+    assert all(right(rows, number) for number in range(4)), "a look at the first ones"
+    assert kept(tmp_path / "cache") == []
+    for walk in copies._walks.going.values():
+        assert len(walk.held) == 1 or sum(column.nbytes for _, column in walk.held) <= window
+
+
+def test_a_large_group_is_walked_alone_and_a_row_too_far_behind_is_of_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "WINDOW", 200)
+    monkeypatch.setattr(walks, "WALKED", 1500)
+    monkeypatch.setattr(groups, "LARGE", 100)
+    rows = table(wide(tmp_path / "a.parquet", group=30))
+    assert right(rows, 29) and right(rows, 59) and len(copies._walks.going) == 1
+    assert kept(tmp_path / "cache") == [] and right(rows, 50) and right(rows, 31)
+    assert [path.name for path in kept(tmp_path / "cache")] == ["1.arrow"]
+
+
+def test_threads_that_want_one_group_wait_for_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, written, write, together = table(wide(tmp_path / "a.parquet")), list[Path](), copies._write, Barrier(4)
+    for number in (9, 19, 29):
+        assert right(rows, number)
+    monkeypatch.setattr(copies, "_write", lambda group, path: (written.append(path), write(group, path)))
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(lambda number: (together.wait(), right(rows, number))[1], range(4)))
+    assert len(written) == 1 and kept(tmp_path / "cache") == written
+
+
+@pytest.mark.slow
+def test_processes_may_copy_the_same_groups_at_once(tmp_path: Path) -> None:
+    wide(tmp_path / "a.parquet", rows=200)
+    script = """
+import sys, test_parquet as t
+t.walks.GROUPS, t.walks.SPARSE, t.copies.RESERVE = 1, 2, 0
+rows = t.table(t.Path(sys.argv[1]))
+assert all(t.right(rows, number) for number in t.shuffled(200, int(sys.argv[2]), times=8))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "a.parquet")]
+    runs = [subprocess.Popen([*command, str(seed)], cwd=Path(__file__).parent) for seed in range(3)]
+    assert [one.wait() for one in runs] == [0, 0, 0]
+    names = {path.name for path in kept(tmp_path / "cache")}
+    assert names <= {f"{number}.arrow" for number in range(20)} and len(names) > 15, "some may be walked to the end"
+
+
+@pytest.mark.parametrize("lack", ["room", "folder", "rights", "full"])
+def test_where_copies_cannot_be_written_rows_are_read_all_the_same_and_it_is_told_once(
+    lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, tries = table(wide(tmp_path / "a.parquet")), list[Group]()
+
+    def fails(group: Group, path: Path) -> None:
+        tries.append(group)
+        raise PermissionError(13, "Permission denied") if lack == "rights" else BadInput(f"disk full while writing {path}")
+
+    if lack == "room":
+        monkeypatch.setattr(copies, "RESERVE", 1 << 60)
+    elif lack == "folder":
+        (tmp_path / "cache" / "pictures").touch()
+    else:
+        monkeypatch.setattr(copies, "_write", fails)
+    with caplog.at_level(logging.WARNING):
+        assert all(right(rows, number) for number in shuffled(60, times=4))
+    assert len(caplog.messages) == 1 and "PIVOT_CACHE=FOLDER" in caplog.text and len(tries) == (lack in ("rights", "full"))
+    assert kept(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "noise", "other", "gone"])
+def test_a_damaged_copy_of_a_group_is_made_anew(damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = table(wide(tmp_path / "a.parquet", rows=55))
+    copy_all(rows)
+    whole = {path: path.read_bytes() for path in kept(tmp_path / "cache")}
+    assert len(whole) == 6
+    other = whole[max(whole)]  # the last group, which is shorter
+    for path, data in whole.items():
+        path.unlink()  # a file that is mapped is never written to
+        if damage != "gone":
+            path.write_bytes({"empty": b"", "half": data[: len(data) // 2], "noise": b"\xff\xfe" * 40, "other": other}[damage])
+    copies._mapped.cache_clear()
+    monkeypatch.setattr(copies, "_walks", walks.Walks())
+    copy_all(rows)
+    assert {path: path.read_bytes() for path in kept(tmp_path / "cache")} == whole
+
+
+def test_copies_are_not_of_a_file_that_was_written_anew(tmp_path: Path) -> None:
+    file = wide(tmp_path / "a.parquet")
+    rows, changed = table(file), file.stat().st_mtime_ns
+    copy_all(rows)
+    pq.write_table(pq.read_table(file).slice(7), file, row_group_size=10)
+    os.utime(file, ns=(changed + 1, changed + 1))
+    copies._mapped.cache_clear()
+    with pytest.raises(BadInput, match=r"a\.parquet has changed since its rows were indexed; start again"):
+        rows[21]["image"].read()
+    anew = table(file)
+    assert all(anew[number].get("image") is None or anew[number]["image"].read() == said(number + 7) for number in shuffled(53, times=8))
+
+
+def test_what_cannot_be_read_in_a_group_is_said_at_each_row_behind_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Group.batches
+
+    def torn(group: Group) -> Iterator[pa.RecordBatch]:
+        yield next(whole(group))
+        raise pa.ArrowInvalid("torn")
+
+    rows = table(wide(tmp_path / "a.parquet"))
+    monkeypatch.setattr(Group, "batches", torn)
+    for _ in range(2):
+        assert right(rows, 0) and right(rows, 1)
+        for number in (3, 4, 8):
+            with pytest.raises(BadInput, match=rf"image cannot be read: image of row {number} of .* \(torn\); fetch the file again"):
+                rows[number]["image"].read()

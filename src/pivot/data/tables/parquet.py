@@ -1,19 +1,16 @@
 """Rows of a parquet file by number.
 
 Parquet is made to be read in groups of rows, so text goes once into an Arrow file in the cache that is mapped and read row by row.
-Pictures stay where they are: a row holds `Inside`, which reads the group that the picture lies in when its bytes are asked for, so a
-group costs as much as all of its pictures. The files of the Hub have groups of about a hundred.
+Pictures stay where they are: a row holds `Inside`, whose bytes are read when they are asked for (`copies.py`).
 """
 
 from __future__ import annotations
 
-import bisect
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import accumulate, chain
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,88 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pivot import progress
+from pivot.data.tables.groups import BROKEN, Mark, mark
+from pivot.data.tables.inside import Inside
 from pivot.data.tables.table import Plain, Table
 from pivot.files import cache_folder, hash_file, hash_json, whole_file, write_text
-from pivot.pictures import Missing, read
 from pivot.records import BadInput
 
 BATCH = 4096  # rows of one piece of the Arrow file
 FEW = 64  # rows read at once where pictures must be read to know which rows have one
-GROUPS = 4  # of rows whose pictures are kept at hand
 VERSION = 1  # of what the Arrow file holds
-BROKEN = (pa.ArrowException, OSError)
-Mark = tuple[int, int]  # a file's size and time of change in ns when its rows were indexed: what is read later must be of the same file
-
-
-@dataclass(frozen=True)
-class Inside:
-    """A picture in a column of a parquet file: of a row, and where that holds several, its number among them."""
-
-    file: Path
-    column: str
-    row: int  # of the file
-    mark: Mark
-    number: int | None = None
-    name: str | None = None  # the path that the file gives it
-
-    def __str__(self) -> str:
-        return f"{self.column} of row {self.row} of {self.file}"
-
-    def read(self) -> bytes:
-        """The bytes of the picture's own file."""
-        try:
-            ends = _ends(self.file, self.mark)
-            group = bisect.bisect_right(ends, self.row)
-            found = _pictures(self.file, self.mark, group, self.column)[self.row - (ends[group - 1] if group else 0)].as_py()
-        except BROKEN as broken:
-            raise BadInput(f"image cannot be read: {self} ({broken}); fetch the file again or drop the row") from None
-        if self.number is not None:
-            found = found[self.number]
-        data = found["bytes"] if isinstance(found, Mapping) else found
-        if data is None and (beside := self._beside()):
-            return read(beside)
-        if data is None:
-            raise Missing(f"image not found: {self} holds no bytes; drop the row")
-        return bytes(data)
-
-    def _beside(self) -> Path | None:
-        """The file of the picture's name below the folder of the parquet file, wherever links lead."""
-        if not self.name or "\0" in self.name:
-            return None
-        folder = os.path.realpath(self.file.parent)
-        found = os.path.realpath(os.path.join(folder, self.name))
-        return Path(found) if found.startswith(os.path.join(folder, "")) and os.path.isfile(found) else None
-
-
-@lru_cache(maxsize=GROUPS)
-def _pictures(file: Path, mark: Mark, group: int, column: str) -> pa.ChunkedArray:
-    facts = _facts(file, mark)  # which would take 0.1 s to read again in a file of 10,000 groups
-    _unchanged(file, mark)
-    with pq.ParquetFile(file, metadata=facts) as opened:
-        return opened.read_row_group(group, columns=[column]).column(column)
-
-
-@lru_cache(maxsize=1024)
-def _facts(file: Path, mark: Mark) -> pq.FileMetaData:
-    _unchanged(file, mark)
-    return pq.read_metadata(file)
-
-
-@lru_cache(maxsize=1024)
-def _ends(file: Path, mark: Mark) -> list[int]:
-    """Number of the first row behind each group."""
-    facts = _facts(file, mark)
-    return list(accumulate(facts.row_group(group).num_rows for group in range(facts.num_row_groups)))
-
-
-def _mark(file: Path) -> Mark:
-    found = file.stat()
-    return found.st_size, found.st_mtime_ns
-
-
-def _unchanged(file: Path, mark: Mark) -> None:
-    if _mark(file) != mark:
-        raise BadInput(f"{file} has changed since its rows were indexed; start again")
 
 
 @dataclass(frozen=True)
@@ -120,7 +44,7 @@ class ParquetTable(Table):
     def of(cls, file: Path) -> ParquetTable:
         """Open a file; the first time its text is copied into the cache."""
         try:
-            mark = _mark(file)
+            known = mark(file)
             with pq.ParquetFile(file) as opened:
                 schema, rows = opened.schema_arrow, opened.metadata.num_rows
         except FileNotFoundError:
@@ -128,9 +52,9 @@ class ParquetTable(Table):
         except BROKEN as broken:
             raise BadInput(f"{file} is no parquet file that can be read ({broken}); fetch it again") from None
         pictures = tuple(field.name for field in schema if _holds_pictures(field.type))
-        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), *mark])}.arrow"
+        kept = cache_folder() / "index" / f"{hash_json([VERSION, str(file.resolve()), *known])}.arrow"
         said = _hash(kept, rows) or _copy(file, kept, pictures)
-        return cls(file, kept, rows, pictures, hash_json([mark[0], said]), mark)
+        return cls(file, kept, rows, pictures, hash_json([known[0], said]), known)
 
     def __len__(self) -> int:
         return self.rows

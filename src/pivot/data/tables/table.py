@@ -47,7 +47,7 @@ def table(path: Path | str) -> Table:
         return _file(path)
     names = [name for name in inside(path) if not Path(name).name.startswith(".")]
     for kind in (PARQUET, JSON):
-        if files := [path / name for name in names if name.endswith(kind)]:
+        if files := [path / name for name in names if name.lower().endswith(kind)]:
             return joined([_file(file) for file in files])
     raise BadInput(f"{path} holds no rows: there is no .parquet, .jsonl or .json file in it; check the path")
 
@@ -59,7 +59,7 @@ def inside(folder: Path) -> list[str]:
 
 
 def _file(path: Path) -> Table:
-    if path.suffix in PARQUET:
+    if path.suffix.lower() in PARQUET:
         from pivot.data.tables.parquet import ParquetTable  # pyarrow takes a while to import
 
         return ParquetTable.of(path)

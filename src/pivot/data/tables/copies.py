@@ -1,0 +1,101 @@
+"""What a row holds in a column of a parquet file: walked to where rows are read in order, from a copy where they are not.
+
+A picture costs the reading of all that stand in front of it in its group, 10 ms in a group of a hundred. In order that is nothing.
+Shuffled, every row lies in another group; so a group that was left with hardly a row used is copied into the cache when it is asked for
+again, and a row of it then is a piece of a mapped file. Copies take the room of the pictures; they may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import pyarrow as pa
+
+from pivot.data.tables.groups import BROKEN, Group, unchanged
+from pivot.data.tables.walks import Walks
+from pivot.files import whole_file
+from pivot.records import BadInput
+
+RESERVE = 10 << 30  # bytes of the disk that copies leave free: a run's checkpoints need them
+OPEN = 128  # copies that stay open
+
+_walks = Walks()
+_given_up = set[Path]()  # folders that could not be written to
+_locks = tuple(Lock() for _ in range(16))  # of groups: one thread reads or copies a group, the others wait for what it finds
+
+
+def value(group: Group, row: int) -> Any:
+    """What a row of a group holds, as Python has it."""
+    with _locks[hash(group) % len(_locks)]:
+        try:
+            return _found(group, row).as_py()
+        except BaseException:  # a way that came to damage leads no further
+            _walks.end(group)
+            raise
+
+
+def _found(group: Group, row: int) -> pa.Scalar:
+    walk = _walks.of(group)
+    found = walk.at(row) if walk else None
+    if found is None:
+        copied = _copied(group)
+        if copied is None and (walk or group in _walks.left):
+            copied = _copy(group)
+        found = None if copied is None else copied[row]
+    return _walks.begin(group).at(row) if found is None else found
+
+
+def _copied(group: Group) -> pa.ChunkedArray | None:
+    """The copy of a group if there is one."""
+    try:
+        return _mapped(group, group.kept())
+    except BROKEN:
+        return None
+
+
+@lru_cache(maxsize=OPEN)
+def _mapped(group: Group, kept: Path) -> pa.ChunkedArray:
+    unchanged(group.file, group.mark)
+    with pa.memory_map(str(kept)) as mapped, pa.ipc.open_file(mapped) as copied:
+        found = copied.read_all().column(0)  # slices of the mapped file: nothing of it is read yet
+    if len(found) != group.rows:
+        raise pa.ArrowInvalid(f"{kept} is a copy of something else")
+    return found
+
+
+def _copy(group: Group) -> pa.ChunkedArray | None:
+    """Copy a group; None if that cannot be, which costs time and not the run."""
+    kept = group.kept()
+    folder = kept.parent.parent
+    if folder in _given_up:
+        return None
+    _walks.end(group)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if shutil.disk_usage(folder).free < group.size + RESERVE:
+            raise BadInput(f"less than {RESERVE >> 30} GB of its disk would stay free")
+        _write(group, kept)
+    except (BadInput, PermissionError, FileExistsError) as failed:
+        unchanged(group.file, group.mark)
+        _given_up.add(folder)
+        told = (
+            "shuffled pictures in parquet are read slowly, for they cannot be copied to %s: %s; PIVOT_CACHE=FOLDER puts the cache elsewhere"
+        )
+        logging.getLogger(__name__).warning(told, folder, failed)
+        return None
+    return _mapped(group, kept)
+
+
+def _write(group: Group, kept: Path) -> None:
+    with whole_file(kept) as unfinished:
+        batches = group.batches()
+        first = next(batches)
+        with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, first.schema) as out:
+            for batch in chain([first], batches):
+                out.write_batch(batch)
