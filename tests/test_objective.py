@@ -44,11 +44,11 @@ def sigmoid(x: float) -> float:
 
 def test_sft_is_the_mean_over_tokens() -> None:
     logps = rows(0, 5)
-    loss, metrics, state = SFT().loss(logps, batch(logps), None)
+    loss, metrics = SFT().loss(logps, batch(logps), None)
     tokens = torch.cat([row[0] for row in logps])
     assert loss.item() == pytest.approx(-tokens.mean().item(), rel=1e-14)
     assert metrics["logps/chosen"].item() == pytest.approx(tokens.sum().item() / 5)
-    assert metrics["lengths/chosen"].item() == pytest.approx(len(tokens) / 5) and state is None
+    assert metrics["lengths/chosen"].item() == pytest.approx(len(tokens) / 5)
 
 
 @pytest.mark.parametrize("objective", [one for one in OBJECTIVES if isinstance(one, DPO)])
@@ -63,7 +63,7 @@ def test_dpo_is_its_formula(objective: DPO) -> None:
         margins.append(h)
         tokens += now[0].tolist()
     expected = objective.alpha * sum(losses) / 6 - objective.gamma * sum(tokens) / len(tokens)
-    loss, metrics, _ = objective.loss(logps, batch(reference), None)
+    loss, metrics = objective.loss(logps, batch(reference), None)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert metrics["rewards/margins"].item() == pytest.approx(sum(margins) / 6, rel=1e-12)
     assert metrics["rewards/accuracies"].item() == pytest.approx(sum(h > 0 for h in margins) / 6)
@@ -77,7 +77,7 @@ def test_shares_add_up_however_a_batch_is_cut(objective: Any, cuts: Sequence[int
     for row in logps:
         for response in row:
             response.requires_grad_()
-    whole, metrics, _ = objective.loss(logps, batch(reference), None)
+    whole, metrics = objective.loss(logps, batch(reference), None)
     flat = [response for row in logps for response in row]
     wanted = torch.autograd.grad(whole, flat, allow_unused=True)
     parts = [objective.loss(logps[a:b], {"counts": counted(reference), "reference": reference[a:b]}, None) for a, b in pairwise(cuts)]

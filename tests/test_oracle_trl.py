@@ -96,7 +96,7 @@ def ours(policy: MLLM, reference: MLLM, rows: Sequence[Row], objective: DPO) -> 
     batch = collate(rows)
     with torch.no_grad():
         before = Scorer(reference)(batch).logps
-    loss, metrics, _ = objective.loss(Scorer(policy)(batch).logps, {"counts": count(rows, 2), "reference": before}, None)
+    loss, metrics = objective.loss(Scorer(policy)(batch).logps, {"counts": count(rows, 2), "reference": before}, None)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in policy.model.named_parameters() if p.grad is not None}, metrics
 

@@ -20,7 +20,7 @@ from training import ALL, DPO, SFT, SHORT, Event, curve, fresh, run, same, weigh
 
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
-from pivot.objective._contract import Logps, Metrics, Picked
+from pivot.objective._contract import Logps, Metrics, Objective, Picked
 from pivot.records import BadInput, Example, Response
 from pivot.train import Rates, Settings, checkpoint, setup, train
 from pivot.train.checkpoint import Checkpoints
@@ -69,25 +69,30 @@ def test_sigkill_at_every_moment_changes_nothing(tmp_path: Path, objective: str,
 
 
 @dataclass(frozen=True)
-class Dicey:
-    """Draws random numbers and keeps a state, as objectives with rollouts or running means do."""
+class Dicey(Objective):
+    """Draws random numbers and keeps a state, as objectives with running means do."""
 
     k: ClassVar[int] = 1
-    needs_reference: ClassVar[bool] = False
+    needs_sums: ClassVar[bool] = True
 
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         return Picked(examples, ("chosen",))
 
     def init(self) -> dict[str, Any]:
-        return {"seen": 0, "mean": torch.zeros(())}
+        return {"seen": 0, "mean": 0.0}
 
-    def loss(self, logps: Logps, batch: Mapping[str, Any], state: dict[str, Any]) -> tuple[Tensor, Metrics, dict[str, Any]]:
-        loss, seen = (
-            -torch.stack([row[0].sum() * torch.rand(()) for row in logps]).sum() / batch["counts"].examples,
-            state["seen"] + len(logps),
-        )
-        mean = state["mean"] + (loss.detach() - state["mean"]) / seen
-        return loss * (1 + mean), {"mean": mean}, {"seen": seen, "mean": mean}
+    def sums(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
+        return torch.stack([torch.stack([row[0].detach().sum(), torch.ones(())]) for row in logps]).sum(dim=0)
+
+    def advance(self, state: dict[str, Any], sums: Tensor) -> dict[str, Any]:
+        total, number = sums.tolist()
+        seen = state["seen"] + number
+        return {"seen": seen, "mean": state["mean"] + (total - number * state["mean"]) / seen}
+
+    def loss(self, logps: Logps, batch: Mapping[str, Any], state: dict[str, Any]) -> tuple[Tensor, Metrics]:
+        loss = -torch.stack([row[0].sum() * torch.rand(()) for row in logps]).sum() / batch["counts"].examples
+        mean = torch.tensor(state["mean"] * len(logps) / batch["counts"].examples)
+        return loss * (1 + state["mean"] / 100), {"mean": mean}
 
 
 def left_after(number: int, mllm: MLLM, objective: Any, examples: Sequence[Example], folder: Path, **settings: Any) -> list[Event]:

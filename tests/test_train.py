@@ -42,7 +42,7 @@ def test_the_update_fits_forty_lines_and_says_what_it_does() -> None:
     update = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "_update")
     assert update.end_lineno is not None and update.end_lineno - update.lineno + 1 <= 40
     text = ast.unparse(update)
-    for word in ("scorer(batch).logps", "objective.loss", "backward", "clip_grad_norm_", "optimizer.step", "zero_grad"):
+    for word in ("scorer(batch", "objective.loss", "backward", "clip_grad_norm_", "optimizer.step", "zero_grad"):
         assert word in text
 
 

@@ -49,13 +49,20 @@ def declared(what: Callable[..., Any]) -> type[BaseModel]:
     if isinstance(what, type) and issubclass(what, BaseModel):
         return what
     if dataclasses.is_dataclass(what):
-        knobs = {field.name: (field.type, _default(field)) for field in dataclasses.fields(what) if field.init}
+        knobs = {field.name: (field.type, _default(field), _home(what, field.name)) for field in dataclasses.fields(what) if field.init}
     else:
         parameters = inspect.signature(what).parameters.values()
-        knobs = {knob.name: (knob.annotation, ... if knob.default is knob.empty else knob.default) for knob in parameters}
-    names = vars(sys.modules[what.__module__])
-    fields: dict[str, Any] = {name: (_kind(annotation, names), default) for name, (annotation, default) in knobs.items()}
+        default = {knob.name: ... if knob.default is knob.empty else knob.default for knob in parameters}
+        knobs = {knob.name: (knob.annotation, default[knob.name], what.__module__) for knob in parameters}
+    fields: dict[str, Any] = {
+        name: (_kind(annotation, vars(sys.modules[home])), default) for name, (annotation, default, home) in knobs.items()
+    }
     return create_model(what.__name__, __config__=_OPTIONS, **fields)
+
+
+def _home(what: Any, name: str) -> str:
+    """The module of the class that declares a field: names in its annotation are of there."""
+    return next(base.__module__ for base in what.__mro__ if name in inspect.get_annotations(base))
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from pivot.data.lazy import Lazy
 from pivot.records import BadInput, Example, Role
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Logps: TypeAlias = "Sequence[Sequence[Tensor]]"  # per example, per response: (s,) log-probabilities of its supervised tokens
 Metrics: TypeAlias = "dict[str, Tensor]"
+Head: TypeAlias = Literal["none", "only", "shared", "detached", "separate"]
 
 
 @dataclass(frozen=True)
@@ -28,28 +29,65 @@ class Counts:
 
 
 class Objective(Protocol):
-    """How log-probabilities of responses become a loss. A frozen dataclass whose fields are its knobs.
+    """How log-probabilities of responses become a loss. A frozen dataclass whose fields are its knobs, and a subclass of this.
 
     A loss, and each of its metrics, is the *share* that some rows have in the whole batch's: sums over these rows, divided by
     `batch["counts"]`, which counts all rows. Shares add up, so that neither the number of processes nor that of micro-batches
     changes anything. `batch["reference"]` holds log-probabilities under the weights that training started from, nested as
-    `logps`, if `needs_reference`. `state` is whatever must live on from step to step; it must go through `torch.save`.
+    `logps`, if `needs_reference`; `batch["values"]` what the head says, if there is one; `batch["said"]`
+    the supervised tokens themselves.
     """
 
-    k: ClassVar[int]  # responses per example
-    needs_reference: ClassVar[bool]
+    needs_sums: ClassVar[bool] = False  # the state changes with each batch, before its losses
+    online: ClassVar[bool] = False  # the model writes the responses itself: `Online` in `_online.py`
+
+    @property
+    def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def head(self) -> Head:
+        """A number for each state of the LLM, beside its log-probabilities, and how it hangs on the model: `model/critic.py`."""
+        return "none"
+
+    @property
+    def head_rate(self) -> float:
+        """The learning rate of what hangs there."""
+        return 0.0
+
+    @property
+    def passes(self) -> int:
+        """How often the rows of a batch are learned from before the next ones come."""
+        return 1
+
+    @property
+    def k(self) -> int:
+        """Responses per example."""
+        ...
 
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples with the k responses that this objective scores, in its order. A row that lacks one is a `BadInput`."""
+        ...
 
     def init(self) -> Any:
-        """The state before the first step."""
+        """The state before the first step: whatever must live on from step to step. It must go through `torch.save`."""
+        return None
 
-    def loss(self, logps: Logps, batch: Mapping[str, Any], state: Any) -> tuple[Tensor, Metrics, Any]:
-        """Share of the loss, shares of the metrics (detached), and the next state."""
+    def loss(self, logps: Logps, batch: Mapping[str, Any], state: Any) -> tuple[Tensor, Metrics]:
+        """Share of the loss, and shares of the metrics (detached)."""
+        ...
 
     def margins(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
         """(B,) what must be zero while policy and reference are the same. Asked only if `needs_reference`."""
+        ...
+
+    def sums(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
+        """(n,) what the state must know of these rows, as sums: they are added up over the whole batch. Asked only if `needs_sums`."""
+        ...
+
+    def advance(self, state: Any, sums: Tensor) -> Any:
+        """The state for a batch, from the one before and the whole batch's sums."""
+        return state
 
 
 def total(logps: Logps, number: int) -> Tensor:
@@ -77,6 +115,21 @@ def length(logps: Logps, number: int) -> Tensor:
     import torch
 
     return torch.tensor([len(example[number]) for example in logps], dtype=torch.float64)
+
+
+def pair_metrics(logps: Logps, chosen: Tensor, rejected: Tensor, counts: Counts) -> Metrics:
+    """Shares of what every trainer of pairs watches, from the rewards (B,) of both sides. Names are TRL's."""
+    each = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        "rewards/margins": chosen - rejected,
+        "logps/chosen": total(logps, 0),
+        "logps/rejected": total(logps, 1),
+        "lengths/chosen": length(logps, 0),
+        "lengths/rejected": length(logps, 1),
+    }
+    return {name: values.detach().sum() / counts.examples for name, values in each.items()}
 
 
 @dataclass(frozen=True)

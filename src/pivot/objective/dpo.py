@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from pivot.objective._contract import Logps, Metrics, Picked, gain, length, total
+from pivot.objective import _contract
+from pivot.objective._contract import Logps, Metrics, Picked, gain, pair_metrics, total
 from pivot.records import Example
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(_contract.Objective):
     """`beta` scales rewards, `label_smoothing` is s, `alpha` weighs the preference term and `gamma` the SFT term."""
 
     beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
@@ -38,33 +39,20 @@ class Objective:
         """The first chosen and the first rejected response of each example."""
         return Picked(examples, ("chosen", "rejected"))
 
-    def init(self) -> None:
-        """There is no state."""
-
     def margins(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
         """(B,) reward of the chosen response minus reward of the rejected one."""
         return self.beta * (gain(logps, batch["reference"], 0) - gain(logps, batch["reference"], 1))
 
-    def loss(self, logps: Logps, batch: Mapping[str, Any], state: None) -> tuple[Tensor, Metrics, None]:
+    def loss(self, logps: Logps, batch: Mapping[str, Any], state: None) -> tuple[Tensor, Metrics]:
         """Shares of loss and metrics; see `Objective` in `_contract.py`."""
         from torch.nn.functional import logsigmoid
 
-        counts, chosen, rejected = batch["counts"], total(logps, 0), total(logps, 1)  # (B,)
-        margins = self.margins(logps, batch)  # (B,)
+        counts, reference = batch["counts"], batch["reference"]
+        chosen, rejected = (self.beta * gain(logps, reference, number) for number in (0, 1))  # (B,)
+        margins = chosen - rejected
         preference = -(1 - self.label_smoothing) * logsigmoid(margins) - self.label_smoothing * logsigmoid(-margins)
-        nll = -chosen.sum() / counts.tokens[0]
+        nll = -total(logps, 0).sum() / counts.tokens[0]
         loss = self.alpha * preference.sum() / counts.examples
         if self.gamma:
             loss = loss + self.gamma * nll
-        each = {
-            "rewards/chosen": self.beta * gain(logps, batch["reference"], 0),
-            "rewards/rejected": self.beta * gain(logps, batch["reference"], 1),
-            "rewards/accuracies": (margins > 0).to(margins.dtype),
-            "rewards/margins": margins,
-            "logps/chosen": chosen,
-            "logps/rejected": rejected,
-            "lengths/chosen": length(logps, 0),
-            "lengths/rejected": length(logps, 1),
-        }
-        metrics = {name: values.detach().sum() / counts.examples for name, values in each.items()}
-        return loss, {**metrics, "nll_loss": nll.detach()}, state
+        return loss, {**pair_metrics(logps, chosen, rejected, counts), "nll_loss": nll.detach()}

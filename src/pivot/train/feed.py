@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import tee
 from threading import Lock
 from typing import Any, TypeVar
@@ -23,33 +23,43 @@ from pivot.train.settings import Settings
 AHEAD = 32  # rows at least that are made before they are asked for, or a batch of them: of 384 px in fp32 a row takes 1.7 MB
 In = TypeVar("In")
 Out = TypeVar("Out")
-RowLogps = Sequence[np.ndarray]  # per response: (s,) log-probabilities of its supervised tokens
+RowLogps = Sequence[np.ndarray]  # per response: (s,) log-probabilities of its supervised tokens, or other numbers of them
 Made = tuple[Row, RowLogps | None]  # a row, and its reference if there is one
+Told = Mapping[str, Sequence[RowLogps]]  # what a batch says of its rows, by name: their reference, their advantages
 _reading = Lock()  # readers of data need not be safe for threads; what takes time, decoding pictures, comes after them
 
 
 @dataclass(frozen=True)
 class Micro:
-    """Rows that go through the scorer at once, with their reference. A filler keeps step with processes that have more rows."""
+    """Rows that go through the scorer at once, with what is told of them. A filler keeps step with processes that have more rows."""
 
     rows: Sequence[Row]
-    reference: Sequence[RowLogps] | None = None
+    told: Told = field(default_factory=dict)
     filler: bool = False
 
     def batch(self, counts: Counts | None = None) -> dict[str, Any]:
         """What the scorer reads, and with the whole batch's counts what the objective reads as well."""
-        batch = {**collate(self.rows), "counts": counts}
-        if self.reference is not None:
-            batch["reference"] = [[torch.from_numpy(logps) for logps in row] for row in self.reference]
-        return batch
+        told = {name: [[torch.from_numpy(numbers) for numbers in row] for row in rows] for name, rows in self.told.items()}
+        return {**collate(self.rows), "counts": counts, "said": [said(row) for row in self.rows], **told}
+
+    def alone(self, number: int) -> Micro:
+        """One of its rows, as if it were all there is."""
+        return Micro([self.rows[number]], {name: [rows[number]] for name, rows in self.told.items()})
 
 
 @dataclass(frozen=True)
 class Portion:
-    """What one process takes of a batch: its rows in the batch's order, and the same cut to micro-batches."""
+    """What one process takes of a batch: its rows in the batch's order, and the same cut to micro-batches.
+
+    `again`: the rows were learned from before, and are not read anew. `metrics`, `flops`, `seconds`: of what had to be done first.
+    """
 
     rows: Sequence[Row]
     micros: Sequence[Micro]
+    again: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    flops: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -79,8 +89,8 @@ class Data:
         for batch, own in again:
             found = [next(made) for _ in own or batch[:1]]
             rows = [row for row, _ in found[: len(own)]]
-            reference = None if self.reference is None else [logps for _, logps in found if logps is not None]
-            yield Portion(rows, micros(rows, reference, pieces(len(batch), settings.micro, processes), found[0][0]))
+            told = {} if self.reference is None else {"reference": [logps for _, logps in found if logps is not None]}
+            yield Portion(rows, micros(rows, told, pieces(len(batch), settings.micro, processes), found[0][0]))
 
 
 def read(examples: Sequence[Example], number: int) -> Example:
@@ -93,7 +103,7 @@ def read(examples: Sequence[Example], number: int) -> Example:
         return example
 
 
-def micros(rows: Sequence[Row], reference: Sequence[RowLogps] | None, number: int, filler: Row) -> list[Micro]:
+def micros(rows: Sequence[Row], told: Told, number: int, filler: Row) -> list[Micro]:
     """Rows in `number` micro-batches of like lengths: padding costs time, and order within an update changes no sum."""
     by_length = sorted(range(len(rows)), key=lambda n: -rows[n].length)
     found = []
@@ -101,7 +111,17 @@ def micros(rows: Sequence[Row], reference: Sequence[RowLogps] | None, number: in
         if not piece:
             found.append(Micro([filler], filler=True))
             continue
-        found.append(Micro([rows[n] for n in piece], None if reference is None else [reference[n] for n in piece]))
+        found.append(Micro([rows[n] for n in piece], {name: [of[n] for n in piece] for name, of in told.items()}))
+    return found
+
+
+def said(row: Row) -> list[list[int]]:
+    """Per response, the tokens that are supervised, in the order of their log-probabilities."""
+    found: list[list[int]] = [[] for _ in row.branches]
+    for trunk in row.trunks:
+        for number in trunk.responses:
+            spans = (trunk.span, row.branches[number])
+            found[number] = [token for span in spans for token, counts in zip(span.ids, span.supervised, strict=True) if counts]
     return found
 
 

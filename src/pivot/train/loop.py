@@ -23,14 +23,17 @@ from torch import Tensor
 from pivot.files import append_jsonl, hash_json, read_json, write_json
 from pivot.model import MLLM
 from pivot.model.languages import against_packing, backend
+from pivot.model.score import Scores
 from pivot.objective._contract import Counts, Objective
-from pivot.records import BadInput, Example
+from pivot.objective._online import Online
+from pivot.records import BadInput, CheckFailed, Example
 from pivot.train import order
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Data, Micro, Portion, count
 from pivot.train.ledger import cost, entries
 from pivot.train.parts import WITNESSED, Rates
 from pivot.train.reference import Reference, check_start, compute
+from pivot.train.rollouts import portions, tried
 from pivot.train.settings import Settings
 from pivot.train.setup import build, resume, save, save_model, summed
 from pivot.train.state import Setup, State
@@ -38,29 +41,34 @@ from pivot.train.state import Setup, State
 REFERENCE, LEDGER = "reference.json", "ledger.json"
 Event = dict[str, Any]
 Metrics = dict[str, float]
-# names of rows, their reference if there is one, and their log-probabilities: for a closer look
-Scored = tuple[list[str], list[list[Tensor]] | None, list[list[Tensor]]]
+Scored = tuple[Micro, Scores]  # what was learned from, for a closer look
 
 
 def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts) -> Metrics:
     """One update. Every loss is a share of the whole batch's, so shares add up, however many processes and micro-batches."""
     crew, objective, shares, seen = setup.accelerator, setup.objective, dict[str, Tensor](), list[Scored]()
+    foreseen = objective.needs_sums and len(micros) > 1
+    if foreseen:
+        _advance(setup, state, _looked_at(setup, micros, counts))
     for number, micro in enumerate(micros):
         batch = send_to_device(micro.batch(counts), crew.device)
         with nullcontext() if number == len(micros) - 1 else crew.no_sync(setup.scorer):
-            logps = setup.scorer(batch).logps
+            scores = setup.scorer(batch, **setup.scoring)
+            batch["values"] = scores.values
+            if objective.needs_sums and not foreseen:
+                _advance(setup, state, [] if micro.filler else [(scores.logps, batch)])
             if micro.filler:
-                loss = torch.cat([response for row in logps for response in row]).sum() * 0
+                loss = _nothing(scores)
             else:
-                loss, parts, state.objective = objective.loss(logps, batch, state.objective)
+                loss, parts = objective.loss(scores.logps, batch, state.objective)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     shares[name] = shares.get(name, 0) + value
-                seen.append((batch["id"], batch.get("reference"), [[response.detach() for response in row] for row in logps]))
+                seen.append((micro, Scores(*map(_detached, scores))))
                 if state.step == 0 and objective.needs_reference:
-                    check_start(objective.margins(logps, batch), batch["id"], setup.settings.precision)
+                    check_start(objective.margins(scores.logps, batch), batch["id"], setup.settings.precision)
             crew.backward(loss * crew.num_processes)  # wrappers take the mean over processes, shares want the sum
     metrics = summed({name: float(value) for name, value in shares.items()})
-    if state.step < WITNESSED:
+    if state.witnessed < WITNESSED:
         setup.proof.see()
     norm = _number(crew.clip_grad_norm_(setup.scorer.parameters(), setup.settings.clip or torch.inf))
     setup.watch.check(state.step, metrics["loss"], norm, lambda: _own_losses(setup, state, seen))
@@ -70,43 +78,87 @@ def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts)
     setup.optimizer.step()
     setup.optimizer.zero_grad()
     state.step += 1
-    return {**metrics, "grad_norm": norm, **{f"lr/{part}": rate * pace for part, rate in asdict(setup.rates).items()}}
+    state.witnessed += norm > 0 or not objective.online  # replies that all earn the same teach nothing, and prove nothing
+    rates = {**asdict(setup.rates), **({} if objective.head == "none" else {"critic": objective.head_rate})}
+    return {**metrics, "grad_norm": norm, **{f"lr/{part}": rate * pace for part, rate in rates.items()}}
+
+
+def _prove(setup: Setup, state: State) -> None:
+    """Stop unless every part did what its rate says, and something was learned at all."""
+    if not state.witnessed:
+        raise CheckFailed(
+            f"in {state.step} updates the replies to each prompt all earned the same, so nothing was learned: "
+            "look at the rewards in metrics.jsonl; prompts may be too hard or too easy, or the reward may not read such replies"
+        )
+    setup.proof.check()
 
 
 def _number(value: Tensor) -> float:
     return float(value.full_tensor() if hasattr(value, "full_tensor") else value)
 
 
+def _detached(nested: Any) -> Any:
+    """Tensors of a nest, cut off from what made them."""
+    return nested.detach() if isinstance(nested, Tensor) else nested and [_detached(inner) for inner in nested]
+
+
+def _nothing(scores: Scores) -> Tensor:
+    """Zero, by way of all that was scored: a filler takes part in every gradient exchange."""
+    found = [response for nested in (scores.logps, scores.values) for row in nested or () for response in row]
+    return torch.cat(found).sum() * 0
+
+
+@torch.no_grad()
+def _looked_at(setup: Setup, micros: Sequence[Micro], counts: Counts) -> list[tuple[Any, dict[str, Any]]]:
+    """Log-probabilities of all micro-batches, before any of them is learned from, and the batches that they are of."""
+    found = []
+    for micro in micros:
+        batch = send_to_device(micro.batch(counts), setup.accelerator.device)
+        scores = setup.scorer(batch, **setup.scoring)
+        if not micro.filler:
+            told = {name: value for name, value in batch.items() if name not in ("tokens", "images", "layout")}
+            found.append((scores.logps, {**told, "values": scores.values}))
+    return found
+
+
+@torch.no_grad()
+def _advance(setup: Setup, state: State, scored: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    """Bring the objective's state to this batch: every process gets the same, from the rows of all."""
+    own = [setup.objective.sums(logps, batch).cpu() for logps, batch in scored]
+    everywhere = [sums for process in gather_object([own]) for sums in process]
+    state.objective = setup.objective.advance(state.objective, torch.stack(everywhere).sum(dim=0))
+
+
 def _own_losses(setup: Setup, state: State, seen: Sequence[Scored]) -> list[tuple[str, float]]:
     """Each row of an update, with its loss as if it were alone: which row is to blame."""
     found = []
-    for names, reference, logps in seen:
-        for n, (name, row) in enumerate(zip(names, logps, strict=True)):
-            alone: dict[str, Any] = {"counts": Counts(1, tuple(len(response) for response in row))}
-            if reference is not None:
-                alone["reference"] = [reference[n]]
-            found.append((name, float(setup.objective.loss([row], alone, state.objective)[0])))
+    for micro, scores in seen:
+        for n, row in enumerate(micro.rows):
+            alone = send_to_device(micro.alone(n).batch(count([row], setup.objective.k)), setup.accelerator.device)
+            alone["values"] = scores.values and [scores.values[n]]
+            found.append((row.id, float(setup.objective.loss([scores.logps[n]], alone, state.objective)[0])))
     return gather_object(found)
 
 
 @torch.no_grad()
 def _validate(setup: Setup, state: State, heldout: Data) -> Metrics:
     """Loss and metrics over held-out rows, as one batch. The objective's state stays as it is."""
-    counts = Counts(0, (0,) * setup.objective.k)
-    logps, reference = list[list[Tensor]](), list[list[Tensor]]()
-    for portion in setup.portions(heldout, order.batches(len(heldout.examples), setup.settings.batch)):
+    plan = order.batches(len(heldout.examples), setup.settings.batch)
+    if isinstance(setup.objective, Online):
+        return tried(setup, heldout, plan)
+    counts, found = Counts(0, (0,) * setup.objective.k), list[tuple[Any, dict[str, Any]]]()
+    for portion in setup.portions(heldout, plan):
         counts = counts + count(portion.rows, setup.objective.k)
-        for micro in portion.micros:
-            batch = send_to_device(micro.batch(), setup.accelerator.device)
-            scored = setup.scorer(batch).logps
-            if not micro.filler:
-                logps += scored
-                reference += batch.get("reference", [])
+        found += _looked_at(setup, portion.micros, counts)
     whole = reduce(add, gather_object([counts]))
-    if not logps:
+    if not found:
         return summed({})
-    loss, metrics, _ = setup.objective.loss(logps, {"counts": whole, "reference": reference}, state.objective)
-    return summed({"loss": float(loss), **{name: float(value) for name, value in metrics.items()}})
+    shares = dict[str, float]()
+    for logps, batch in found:
+        loss, metrics = setup.objective.loss(logps, {**batch, "counts": whole}, state.objective)
+        for name, value in {"loss": loss, **metrics}.items():
+            shares[name] = shares.get(name, 0.0) + float(value)
+    return summed(shares)
 
 
 def train(
@@ -136,7 +188,7 @@ def train(
     setup, told = build(mllm, objective, examples, validation, settings, rates, folder)
     with closing(setup.ahead):
         yield from ({"kind": "note", "done": 0, "total": setup.steps, "message": message} for message in _refused(setup))
-        if objective.needs_reference:
+        if objective.needs_reference and not objective.online:
             yield from _references(setup, told, folder)
         state = resume(setup)
         if settings.report_to:
@@ -150,7 +202,7 @@ def train(
             setup.checkpoints.restore(state.best[0])
         setup.proof.check_frozen()
         save_model(setup, folder / "model")
-        facts = entries(setup, state, stage, arm, read_json(folder / REFERENCE) if objective.needs_reference else None)
+        facts = entries(setup, state, stage, arm, read_json(folder / REFERENCE) if (folder / REFERENCE).exists() else None)
         if setup.accelerator.is_main_process:
             write_json(folder / LEDGER, facts)
         for tracker in setup.accelerator.trackers:  # end_training would take the process group away from the next stage, too
@@ -192,11 +244,12 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
     """All updates that are left, with what is due after each."""
     settings = setup.settings
     began = time.perf_counter()
-    for portion in setup.portions(setup.data, setup.batches(state.step)):
+    ahead = portions(setup, state) if setup.objective.online else setup.portions(setup.data, setup.batches(state.step))
+    for portion in ahead:
         counts, told = _account(setup, state, portion, time.perf_counter() - began)
         metrics = _update(setup, state, portion.micros, counts)
-        if state.step == min(WITNESSED, setup.steps):
-            setup.proof.check()
+        if state.witnessed == WITNESSED or (state.step == setup.steps and state.witnessed < WITNESSED):
+            _prove(setup, state)
         metrics["epoch"] = state.step * settings.epochs / setup.steps
         metrics |= told
         metrics["num_tokens"] = state.spent.image_tokens + state.spent.text_tokens
@@ -224,22 +277,24 @@ def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tup
         [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
         cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
+        portion.flops,
         sum(row.cut for row in portion.rows),
-        waited,
+        waited - portion.seconds,
     )
     told = gather_object([own])
     names = [""] * sum(len(ids) for ids, *_ in told)
-    for process, (ids, _, (images, text, flops), *_) in enumerate(told):
+    for process, (ids, _, (images, text, flops), first, *_) in enumerate(told):
         names[process :: len(told)] = ids  # as order.share dealt them
         state.spent.image_tokens += images
         state.spent.text_tokens += text
-        state.spent.flops += flops
-    state.spent.read(names)
+        state.spent.flops += flops + first
+    if not portion.again:
+        state.spent.read(names)
     longest = max(waited for *_, waited in told)  # the others wait for that process
     state.spent.waiting += longest
     cut = sum(cut for *_, cut, _ in told)
     state.spent.cut_rows += cut
-    return reduce(add, (counts for _, counts, *_ in told)), {"waiting": longest, "cut_rows": cut}
+    return reduce(add, (counts for _, counts, *_ in told)), {"waiting": longest, "cut_rows": cut, **portion.metrics}
 
 
 def _tell(setup: Setup, state: State, folder: Path, kind: str, began: float, metrics: Metrics) -> Event:

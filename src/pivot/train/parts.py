@@ -7,7 +7,7 @@ said to be frozen. So the first updates are watched, and the run stops where a p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,12 +67,18 @@ def groups(mllm: MLLM, rates: Rates, weight_decay: float) -> tuple[list[dict[str
 
 
 class Proof:
-    """Watches what each part does. To be made of an MLLM as training finds it, after `accelerator.prepare`."""
+    """Watches what each part does. To be made of an MLLM as training finds it, after `accelerator.prepare`.
 
-    def __init__(self, mllm: MLLM, rates: Rates, accelerator: Accelerator) -> None:
-        self.rates, self.accelerator = rates, accelerator
+    `critic`: parameters of one beside it, which must train as well.
+    """
+
+    def __init__(self, mllm: MLLM, rates: Rates, accelerator: Accelerator, critic: Mapping[str, nn.Parameter] | None = None) -> None:
+        self.accelerator = accelerator
+        self.trained = [*rates.trained(), *(["critic"] if critic else [])]
         self.sharded = accelerator.distributed_type == DistributedType.FSDP
         self.parts = {name: dict(part.named_parameters()) for name, part in mllm.parts().items()}
+        if critic:
+            self.parts["critic"] = dict(critic)
         self.before = {name: {key: _sample(value) for key, value in part.items()} for name, part in self.parts.items()}
         self.squares = torch.zeros(len(list(self._trained())), device=accelerator.device)  # largest squared gradient norm of each tensor
 
@@ -97,7 +103,7 @@ class Proof:
         for (part, name, _), square in zip(self._trained(), self.squares.tolist(), strict=True):
             owner = (part, name.rpartition(".")[0])  # a module's bias may have no gradient by theory: attention keys'
             seen[owner] = max(seen.get(owner, 0.0), square)
-        for part in self.rates.trained():
+        for part in self.trained:
             silent = [owner for (of, owner), square in seen.items() if of == part and square == 0]
             if silent:
                 more = f" and {len(silent) - 1} more modules" if len(silent) > 1 else ""
@@ -106,8 +112,7 @@ class Proof:
                     "it is cut off from the loss, or no row has an image; set its rate to 0 if that is meant"
                 )
             if self.moved(part) == 0:
-                rate = getattr(self.rates, part)
-                raise CheckFailed(f"the {part} has gradients but its weights did not move: raise its rate of {rate:g}, which rounds away")
+                raise CheckFailed(f"the {part} has gradients but its weights did not move: raise its rate, which rounds away")
         self.check_frozen()
 
     def check_frozen(self) -> None:
@@ -135,9 +140,12 @@ class Proof:
         norms = dict.fromkeys(self.parts, 0.0)
         for (part, _, _), square in zip(self._trained(), self.squares.tolist(), strict=True):
             norms[part] += square
-        trained = self.rates.trained()
         return {
-            part: {"trained": part in trained, "gradient": math.sqrt(norms[part]), "moved": self.moved(part) if part in trained else 0.0}
+            part: {
+                "trained": part in self.trained,
+                "gradient": math.sqrt(norms[part]),
+                "moved": self.moved(part) if part in self.trained else 0.0,
+            }
             for part in self.parts
         }
 

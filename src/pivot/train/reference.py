@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import accumulate
@@ -30,7 +30,7 @@ from pivot.files import cache_folder, hash_bytes, hash_json, whole_file
 from pivot.model import MLLM
 from pivot.model.flops import row_flops
 from pivot.model.languages import attention
-from pivot.pictures import fingerprint
+from pivot.pictures import fingerprint, once
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.train.feed import RowLogps, read
 from pivot.train.settings import Settings
@@ -177,7 +177,8 @@ def compute(setup: Setup, examples: Sequence[Example], told: Mapping[str, Any]) 
     folder = cache_folder() / "reference" / same[:16]
 
     def prepare(start: int) -> Waiting:
-        chunk = [read(examples, n) for n in range(start, min(start + ENTRY, len(examples)))]  # empty past the end
+        given = (read(examples, n) for n in range(start, min(start + ENTRY, len(examples))))  # none past the end
+        chunk = [replace(example, images=once(example.images)) for example in given]  # hashed, and perhaps scored
         file = folder / f"{hash_json([same, [row_key(example) for example in chunk]])}.safetensors"
         found = Entry.read(file)
         return Waiting(file, found, [] if found else [setup.encode(example) for example in chunk])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,17 +18,21 @@ from pivot.data.lazy import fingerprint
 from pivot.data.lengths import Lengths, lengths
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
+from pivot.model.critic import HEAD, Critic, critic, save_head
 from pivot.objective._contract import Objective
+from pivot.objective._online import Online
 from pivot.plain import differences
 from pivot.records import BadInput, Example
+from pivot.train.anchor import Anchor
 from pivot.train.checkpoint import Checkpoints
 from pivot.train.feed import Ahead, Data
+from pivot.train.judge import Judge
 from pivot.train.launch import accelerator as launched
 from pivot.train.ledger import objective_facts
 from pivot.train.parts import Proof, Rates, freeze, groups
 from pivot.train.reference import identity, row_key
 from pivot.train.settings import Settings
-from pivot.train.state import Setup, Spent, State
+from pivot.train.state import Rollout, Setup, Spent, State
 from pivot.train.watch import Watch
 
 FREE = ("micro", "report_to", "save_every", "workers")  # settings that a resumed run may change
@@ -50,24 +55,31 @@ def build(
     _wake(mllm, settings.checkpointing)
     mark = fingerprint(examples)
     chosen, full = groups(mllm, rates, settings.weight_decay)
-    scorer, optimizer = crew.prepare(Scorer(mllm, settings.backend, settings.packing), torch.optim.AdamW(chosen))
+    learner = _learner(mllm, objective, settings, rates)
+    beside = learner.own() if isinstance(learner, Critic) else {}
+    if beside:
+        chosen.append({"params": list(beside.values()), "lr": objective.head_rate, "weight_decay": 0.0})
+        full.append(objective.head_rate)
+    scorer, optimizer = crew.prepare(learner, torch.optim.AdamW(chosen))
     setup = Setup(
         mllm=mllm,
         objective=objective,
         settings=settings,
         rates=rates,
-        steps=settings.steps(len(examples)),
+        steps=settings.steps(len(examples)) * objective.passes,
         accelerator=crew,
         scorer=scorer,
         optimizer=optimizer,
         full=full,
-        proof=Proof(mllm, rates, crew),
+        proof=Proof(mllm, rates, crew, beside),
         watch=Watch(settings.spike),
         data=Data(objective.source(examples)),
         lengths=_lengths(crew, examples, mark) if settings.group_by != "none" else None,
         heldout=None if validation is None else Data(objective.source(validation)),
         checkpoints=Checkpoints(folder, crew),
         ahead=Ahead(settings.workers),
+        anchor=Anchor(_trained(mllm)) if objective.online and objective.needs_reference else None,
+        judge=Judge(objective, crew.device) if isinstance(objective, Online) else None,
         begun={
             "model": {key: hash_json(value) for key, value in told.items() if key not in ("device", "versions")},
             "launch": "sharded" if crew.distributed_type == DistributedType.FSDP else "whole",
@@ -80,6 +92,24 @@ def build(
         },
     )
     return setup, told
+
+
+def _learner(mllm: MLLM, objective: Objective, settings: Settings, rates: Rates) -> Scorer | Critic:
+    """What goes through `prepare`: the scorer, with a head beside it if the objective asks for one."""
+    scorer = Scorer(mllm, settings.backend, settings.packing)
+    if objective.head == "none":
+        return scorer
+    made = critic(mllm, scorer, objective.head, getattr(objective, "critic_from", None))
+    if made.beside is not None:
+        freeze(made.beside.mllm, rates)
+    for unread in (made.beside, scorer if objective.head == "only" else None):
+        if unread is not None and not unread.config.get_text_config().tie_word_embeddings:
+            unread.part("head").requires_grad_(False)  # no log-probability is asked of it
+    return made.to(mllm.model.device)
+
+
+def _trained(mllm: MLLM) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in mllm.model.named_parameters() if parameter.requires_grad}
 
 
 def _lengths(crew: Accelerator, examples: Sequence[Example], mark: str) -> Lengths:
@@ -133,7 +163,15 @@ def resume(setup: Setup) -> State:
         if line["kind"] == "train":
             setup.watch.see(line)
     setup.proof.squares = stored["proof"].to(setup.accelerator.device)
-    return State(found, stored["objective"], Spent(**stored["spent"]), best, stored["alarms"])
+    return State(
+        step=found,
+        objective=stored["objective"],
+        spent=Spent(**stored["spent"]),
+        witnessed=stored.get("witnessed", found),
+        rollout=Rollout(**stored["rollout"]) if stored.get("rollout") else None,
+        best=best,
+        alarms=stored["alarms"],
+    )
 
 
 def save(setup: Setup, state: State) -> None:
@@ -147,18 +185,29 @@ def save_model(setup: Setup, folder: Path) -> None:
     """Write the MLLM whole. Weights that are spread over processes are gathered in the main one."""
     mllm, crew = setup.mllm, setup.accelerator
     spread = crew.distributed_type == DistributedType.FSDP
-    weights = crew.get_state_dict(setup.scorer) if spread else {}
+    weights = {name.removeprefix("scorer."): value for name, value in crew.get_state_dict(setup.scorer).items()} if spread else {}
     if crew.is_main_process:
         if spread:
             with torch.device("meta"):
                 shell = AutoModelForImageTextToText.from_config(mllm.model.config)
-            shell.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()}, assign=True)
+            own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+            shell.load_state_dict(own, assign=True)
             shell.tie_weights()
             shell.generation_config = mllm.model.generation_config
             mllm = MLLM(shell, mllm.processor, mllm.tap)
         with whole_folder(folder) as unfinished:
             mllm.save(unfinished)
+            if setup.objective.head == "only":
+                save_head(unfinished, {name: weights[f"head.{name}"] for name in HEAD} if spread else _head(setup.scorer))
     crew.wait_for_everyone()
+
+
+def _head(scorer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a critic's head, through whatever a launcher has wrapped around it."""
+    found = {
+        name.rpartition(".")[2]: weight for name, weight in scorer.named_parameters() if re.search(r"(^|\.)head\.(weight|bias)$", name)
+    }
+    return {name: found[name].detach() for name in HEAD}
 
 
 def summed(shares: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,103 @@
+"""What replies earn: a recipe's reward, handed what it needs to judge with, over all replies of a rollout at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from pivot.data.collate import collate
+from pivot.knobs import fill
+from pivot.model import Scorer
+from pivot.model.critic import Critic, load
+from pivot.objective._online import Online
+from pivot.records import BadInput, Example, Response
+from pivot.reward._contract import Ask, Reply, Score, made, needs
+
+AT_ONCE = 8  # rows that a reward model scores, and judges that are asked, at once
+Pairs = Sequence[tuple[str, Example]]
+
+
+class Learned:
+    """A reward model as a function of reply and example. Between uses it waits on the host, so that it costs no memory in updates."""
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        mllm, weights = load(folder)
+        self._mllm, self._device = mllm, device
+        self._critic = Critic(Scorer(mllm), "only").eval()
+        self._critic.head.load_state_dict(weights)
+        self._known: dict[tuple[str, str], float] = {}
+
+    def ahead(self, pairs: Pairs) -> None:
+        """Score all of these at once, and forget what was known before."""
+        wanted = {(example.id, reply): (reply, example) for reply, example in pairs if reply.strip()}
+        self._known = {}
+        self._critic.to(self._device)
+        for start in range(0, len(wanted), AT_ONCE):
+            keys = list(wanted)[start : start + AT_ONCE]
+            self._known |= zip(keys, self._scored([wanted[key] for key in keys]), strict=True)
+        self._critic.to("cpu")
+
+    def __call__(self, reply: str, example: Example) -> float:
+        """The score of a reply; of one that says nothing, not a number."""
+        if not reply.strip():
+            return float("nan")
+        if (example.id, reply) not in self._known:
+            self.ahead([(reply, example)])
+        return self._known[example.id, reply]
+
+    @torch.no_grad()
+    def _scored(self, pairs: Pairs) -> list[float]:
+        rows = [self._mllm.encode(replace(example, responses=(Response(reply),))) for reply, example in pairs]
+        values = self._critic(send_to_device(collate(rows), self._device)).values
+        return [float(row[0][-1]) for row in values]
+
+
+class Judge:
+    """The reward of an objective that writes its own responses."""
+
+    def __init__(self, objective: Online, device: torch.device) -> None:
+        wanted = needs(objective.reward)
+        self.learned = Learned(_given(objective.reward_model, "reward_model"), device) if "score" in wanted else None
+        ask = _chat(objective) if "ask" in wanted else None
+        self.waits = ask is not None  # for others, so that it pays to ask many at once
+        self._reward = made(objective.reward, score=self.learned, ask=ask)
+
+    def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[Score]:
+        """What each reply to its example earns."""
+        pairs = list(zip(replies, examples, strict=True))
+        if self.learned:
+            answers = [(example.answer, example) for example in examples if example.answer]
+            self.learned.ahead([*pairs, *answers])
+        if not self.waits:
+            return [self._reward(reply, example) for reply, example in pairs]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            return list(pool.map(lambda pair: self._reward(*pair), pairs))
+
+
+def _chat(objective: Online) -> Ask:
+    from pivot.chat import Chat
+
+    return Chat(**fill(Chat, _given(objective.chat, "chat"))).ask
+
+
+def _given(value: Any, name: str) -> Any:
+    if value is None:
+        raise BadInput(f"this reward judges with a model; give the objective {name}")
+    return value
+
+
+def told(scores: Sequence[Score]) -> Mapping[str, float]:
+    """What each term brought, how many replies could not be judged, and how many had no answer where one must stand."""
+    number = max(len(scores), 1)
+    parts = dict.fromkeys((name for score in scores for name in score.parts), 0.0)
+    for score in scores:
+        for name, value in score.parts.items():
+            parts[name] += value / number
+    found = {f"rewards/{name}/mean": value for name, value in parts.items()}
+    failed, gated = sum(score.failed is not None for score in scores), sum(score.gated for score in scores)
+    return {**found, "rewards/failed": failed / number, "rewards/gated": gated / number}
