@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
@@ -22,6 +24,8 @@ from training import SFT, fresh, run, same, weights
 from pivot.data import turns, vision
 from pivot.data.collate import Row, Trunk, encode
 from pivot.data.speech import Span
+from pivot.data.tables import copies
+from pivot.data.tables.table import table
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
@@ -268,26 +272,51 @@ def test_the_log_says_how_long_an_update_waited_for_its_rows(
 # ---- fast enough
 
 
-@pytest.mark.slow
-def test_at_384_pixels_five_rows_every_50_ms_are_never_waited_for(tmp_path: Path) -> None:
-    """JPEG files of 640 x 480 through SigLIP's own image processor, on two cores. The step is a sleep, as on an accelerator."""
-    from transformers import LlavaProcessor, SiglipImageProcessorPil
-
-    noise, base = np.random.default_rng(0), MLLM.tiny().processor
+def photos(folder: Path) -> list[str]:
+    """50 JPEG files of 640 x 480, some 100 KB each."""
+    noise = np.random.default_rng(0)
     for n in range(50):
         coarse = Image.fromarray(noise.integers(0, 256, (60, 80, 3), dtype=np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(tmp_path / f"{n}.jpg", quality=90)
+        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{n}.jpg", quality=90)
+    return [str(folder / f"{n}.jpg") for n in range(50)]
+
+
+def inside(folder: Path) -> list[Any]:
+    """2,000 photos in a parquet file, in groups of a hundred as the Hub's files have them."""
+    data, kind = [Path(name).read_bytes() for name in photos(folder)], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    with pq.ParquetWriter(folder / "a.parquet", pa.schema({"image": kind})) as out:
+        for group in range(20):
+            rows = [{"image": {"bytes": data[n % 50] + bytes([group, n]), "path": None}} for n in range(100)]  # no two alike
+            out.write_table(pa.Table.from_pylist(rows, out.schema))
+    return [row["image"] for row in table(folder / "a.parquet")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lie", [photos, inside])
+def test_at_384_pixels_five_rows_every_50_ms_are_never_waited_for(lie: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shuffled JPEG files through SigLIP's own image processor, on two cores, or the same inside parquet from the second epoch on: in the
+    first one groups are copied. The step is a sleep, as on an accelerator."""
+    from transformers import LlavaProcessor, SiglipImageProcessorPil
+
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(copies, "RESERVE", 0)
+    base = MLLM.tiny().processor
     sight = SiglipImageProcessorPil(size={"height": 384, "width": 384}, resample=Image.Resampling.BICUBIC)
     processor = LlavaProcessor(
         sight, base.tokenizer, patch_size=16, vision_feature_select_strategy="full", image_token="<image>", chat_template=base.chat_template
     )
-    examples = [Example(f"row-{n}", (str(tmp_path / f"{n % 50}.jpg"),), "What is it?", (Response("A square."),)) for n in range(300)]
+    pictures = lie(tmp_path)
+    examples = [Example(f"row-{n}", (picture,), "What is it?", (Response("A square."),)) for n, picture in enumerate(pictures)]
+    if lie is inside:
+        for n in (n for batch in order.batches(len(examples), 5) for n in batch):
+            pictures[n].read()
 
     def waits() -> Iterator[float]:
         """Seconds per step, of which the first has nothing made ahead."""
         settings = Settings(batch=5)
         with closing(Ahead(settings.workers)) as ahead:
-            portions = Data(examples).portions(order.batches(300, 5), lambda e: encode(e, processor), ahead, settings, 0, 1)
+            shuffled = order.batches(len(examples), 5, seed=1, epochs=-(-300 // len(examples)))
+            portions = Data(examples).portions(shuffled, lambda e: encode(e, processor), ahead, settings, 0, 1)
             next(portions)
             time.sleep(0.05)
             for _ in range(59):
