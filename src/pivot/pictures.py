@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,28 @@ def _said(broken: Exception, where: str) -> str:
     if isinstance(broken, OSError) and broken.strerror:
         return broken.strerror
     return " ".join(str(broken).replace(where, "it").split()) or type(broken).__name__
+
+
+class Once:
+    """A picture whose file is read when it is first asked for, and kept for who asks again: one hashes it, another decodes it."""
+
+    def __init__(self, source: Picture) -> None:
+        self._source = source
+
+    def __str__(self) -> str:
+        return named(self._source)
+
+    @cached_property
+    def _content(self) -> bytes:
+        return read(self._source)
+
+    def read(self) -> bytes:
+        return self._content
+
+
+def once(images: Sequence[Picture]) -> tuple[Picture, ...]:
+    """Pictures, those that are not in memory as `Once`."""
+    return tuple(image if isinstance(image, bytes | Image.Image) else Once(image) for image in images)
 
 
 def named(source: Picture) -> str:
