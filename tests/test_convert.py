@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,7 +77,7 @@ def what_is_left(example: Example, lost: Collection[str]) -> dict[str, Any]:
     responses = [(one.role, bare(one.text, "assistant"), one.rating, one.error, contents(one)) for one in example.responses]
     own = ("answer_kind", "task", "domain")
     found: dict[str, Any] = {"id": example.id, "prompt": bare(example.prompt, "user"), "images": contents(example), "meta": example.meta}
-    found |= {name: getattr(example, name) for name in own} | {"answer": example.answer or None}
+    found |= {name: getattr(example, name) for name in own} | {"answer": example.answer}
     found["truth"] = example.truth and example.truth.classes.tolist()
     roles = {role for role in get_args(Role) if f"{role} responses" in lost}
     metas = {name.removeprefix("meta.").partition(" ")[0] for name in lost if name.startswith("meta.")}
@@ -87,6 +88,8 @@ def what_is_left(example: Example, lost: Collection[str]) -> dict[str, Any]:
     for name in lost:
         if name == "pictures but the first":
             found["images"] = found["images"][:1]
+        elif name == "where pictures stand":  # which `bare` leaves out
+            continue
         elif name == "where the prompt ends":
             found["prompt"] += [turn for _, said in found.pop("responses") for turn in said]
         elif name == "turns before the question":
@@ -168,6 +171,25 @@ def test_a_field_called_as_one_of_the_formats_own_costs_neither_pictures_nor_tex
     for to in TARGETS:
         out = tmp_path / to / (f"out{ending}" if to != "rows" else "out")
         assert nothing_is_lost_unnamed(odd, out, to, root=tmp_path / "pictures") == len(odd)
+
+
+@pytest.mark.parametrize("own", [{}, {"unanswered": "2"}, {"unanswered": "2", "unanswered_": [3]}])
+def test_a_field_called_unanswered_costs_no_question(tmp_path: Path, own: dict[str, Any]) -> None:
+    turns = [*published.asked("What?", "A cup."), {"from": "human", "value": "And this?"}]
+    (row,) = recipe.read(f"llava,{published.array(tmp_path / 'in.json', [{'id': 'a', **own, 'conversations': turns}])}")
+    assert ({"role": "user", "content": "And this?"},) in row.meta.values()
+    _, (read,) = through([row], tmp_path / "out.json", "llava")
+    (written,) = json.loads((tmp_path / "out.json").read_text())
+    assert read == row and written == {"id": "a", **own, "conversations": turns}
+
+
+def test_messages_keep_a_last_question_that_nobody_answers(tmp_path: Path) -> None:
+    said = [{"role": role, "content": f"{role} speaks"} for role in ("user", "assistant", "system", "user")]
+    (row,) = recipe.read(f"trl,{published.lines(tmp_path / 'in.jsonl', [{'id': 'a', 'messages': said, 'score': 1}])}")
+    assert row.responses == (Response("assistant speaks"),) and row.meta == {"unanswered": tuple(said[2:]), "score": 1}
+    for to, name in (("trl", "out.jsonl"), ("trl", "out.parquet"), ("llava", "out.json"), ("rows", "out")):
+        done, (read,) = through([row], tmp_path / name, to)
+        assert read == row and not done.lost
 
 
 def test_a_last_question_that_nobody_answers_comes_back_or_is_named(tmp_path: Path) -> None:
@@ -286,10 +308,34 @@ def test_fields_of_no_one_type_become_json_text_in_parquet_and_are_named(tmp_pat
 
 
 def test_values_that_json_has_no_word_for_are_left_out_and_named(tmp_path: Path) -> None:
-    made = [Example("a", (), "?", meta={"what": object(), "kept": 1})]
-    for ending in (".json", ".parquet"):
-        done, read = through(made, tmp_path / f"out{ending}", "llava")
-        assert done.lost == {"meta.what": 1} and read[0].meta == {"kept": 1}
+    """One such column costs no format the whole set, ours neither."""
+    odd = {"what": object(), "when": datetime(2026, 1, 2), "void": float("nan"), "deep": {"x": (1.0, float("-inf"))}, "keys": {1: 2}}
+    made = [Example("a", (), "?", meta={**odd, "kept": 1}), Example("b", (), "?", meta={"kept": 2.5})]
+    for to, name in (("llava", "out.json"), ("trl", "out.jsonl"), ("rows", "out")):
+        done, read = through(made, tmp_path / name, to)
+        assert done.lost == {f"meta.{key}": 1 for key in odd} and [one.meta for one in read] == [{"kept": 1}, {"kept": 2.5}]
+    done, read = through([replace(made[0], meta={"what": object(), "half": 0.5})], tmp_path / "out.parquet", "llava")
+    assert done.lost == {"meta.what": 1} and read[0].meta == {"half": 0.5}
+
+
+def test_no_answer_and_an_empty_one_are_not_taken_for_another(tmp_path: Path, given: list[Example]) -> None:
+    for answer, lost in ((None, {}), ("", {"answer": 1}), ("B", {})):
+        done, read = through(
+            [replace(given[0], answer=answer, responses=(Response("B."),))], tmp_path / f"a{answer}.json", "vlaa", root=tmp_path / "pictures"
+        )
+        assert done.lost == lost and read[0].answer == (answer or None)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [("Is <image> like <image>?", 1), ("<image>\nor <image>?", 1), ("<image><image>\nAlike?", 0), ("<image>\n <image> Alike?", 0)],
+)
+def test_tags_that_a_format_puts_in_front_are_named_where_they_stood_elsewhere(
+    tmp_path: Path, given: list[Example], prompt: str, named: int
+) -> None:
+    pair = replace(given[1], prompt=prompt, responses=given[0].responses)
+    done, _ = through([pair], tmp_path / "out.json", "llava_dpo", root=tmp_path / "pictures")
+    assert done.lost == ({"where pictures stand": 1} if named else {})
 
 
 # ---- what goes wrong

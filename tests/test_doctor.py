@@ -23,9 +23,9 @@ from transformers import AutoProcessor
 
 from pivot import cli, pictures, recipe
 from pivot.data.collate import encode
-from pivot.data.doctor import crew
+from pivot.data.doctor import compare, crew
 from pivot.data.doctor import diagnosis as doctor
-from pivot.data.doctor.checks import FAULTS, faults
+from pivot.data.doctor.checks import FAULTS, faults, shape
 from pivot.data.doctor.crew import CAP
 from pivot.data.doctor.diagnosis import Report, examine
 from pivot.data.doctor.fits import Limit
@@ -282,6 +282,16 @@ def test_captions_and_classes_ask_nothing_but_a_row_among_questions_may_not(tmp_
     assert said(examine(f"llava,{array(tmp_path / 'c.json', rows)}")) == {"empty-prompt": [3]}
 
 
+def test_one_picture_in_two_classes_is_a_note(tmp_path: Path) -> None:
+    whole = published.classes(tmp_path)
+    assert not examine(f"classes,{whole}").count("other-class")
+    shutil.copy(whole / "n01440764/n01440764_0.JPEG", whole / "n01484850/z.JPEG")
+    shutil.copy(whole / "n01484850/n01484850_1.JPEG", whole / "n01484850/zz.JPEG")  # twice in one class: a row twice
+    report = examine(f"classes,{whole}")
+    assert said(report) == {"duplicate-row": [10]} and report.count("other-class") == 1
+    assert list(report.first("other-class", 2)) == [(9, str(whole / "n01484850/z.JPEG"), "'n01484850', in row 0 another")]
+
+
 def test_an_id_twice_is_a_note_and_still_mended_in_a_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"id": "same", "conversations": published.asked(f"What is {n}?", f"A {n}.")} for n in range(3)]
     file = array(tmp_path / "a.json", rows)
@@ -320,6 +330,31 @@ def test_leaks_are_seen_by_what_pictures_hold(tmp_path: Path) -> None:
     assert said(report) == {"leak-row": [0], "leak-image": [1]}
     assert next(report.first("leak-image", 1))[2] == f"as row 1 of llava,{other}"
     assert said(examine(f"llava,{train}", against=[f"llava,{published.cambrian(tmp_path)}"])) == {}
+
+
+def test_findings_beyond_those_kept_in_words_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All rows have their code; words are kept of the first ones alone."""
+    monkeypatch.setattr(crew, "CAP", 3)
+    monkeypatch.setattr(compare, "CAP", 3)
+    rows = [{"id": n, "image": put(tmp_path, "a.png", 1), "conversations": published.asked(f"<image>\n{n}?", "A.")} for n in range(9)]
+    file = array(tmp_path / "a.json", rows)
+    report = examine(f"llava,{file}", against=[f"llava,{file}"])
+    assert said(report) == {"leak-row": list(range(9))} and [row for row, *_ in report.first("leak-row", 9)] == [0, 1, 2]
+    for row in rows:
+        row["conversations"][0]["value"] += " or not?"
+    other = f"llava,{array(tmp_path / 'b.json', rows)}"
+    assert said(examine(f"llava,{file}", against=[other])) == {"leak-image": list(range(9))}
+    for row in rows:
+        row["conversations"][1]["value"] = ""
+    report = examine(f"llava,{array(tmp_path / 'c.json', rows)}")
+    assert said(report) == {"empty-chosen": list(range(9))} and [row for row, *_ in report.first("empty-chosen", 9)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("size", "wrong"), [((400, 4), False), ((401, 4), True), ((4, 4), False), ((3, 4), True), ((4, 400), False), ((4, 401), True)]
+)
+def test_a_shape_is_absurd_beyond_a_hundred_to_one_and_below_four_pixels(size: tuple[int, int], wrong: bool) -> None:
+    assert bool(shape(size)) == wrong
 
 
 # ---- lengths
@@ -437,7 +472,7 @@ def test_pictures_are_counted_by_their_sizes(name: str) -> None:
 
 def test_the_size_of_a_picture_is_that_of_what_is_made_of_it(tmp_path: Path) -> None:
     for kind, mode in (("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("GIF", "P"), ("TIFF", "I;16")):
-        for turned in (1, 3, 6, 8, 99):
+        for turned in (*range(1, 9), 99):
             out, exif = io.BytesIO(), Image.Exif()
             exif[pictures.ORIENTATION] = turned
             Image.new(mode, (40, 24)).save(out, kind, **({} if kind == "GIF" else {"exif": exif}))

@@ -89,6 +89,18 @@ def test_a_new_distribution_has_exactly_its_share(many: list[Example], rows: Sum
         assert list(picked.numbers)[:marked] != first  # they do not lie in two heaps
 
 
+def test_borders_of_the_rules_are_the_papers() -> None:
+    """Under30: fewer than 30 words. NoThink: fewer than 60. Shifted: more than 100. The official rule: at most 1,500 tokens."""
+    rows = [Example(f"{n}", (), "?", (Response("w " * n), Response("no", "rejected"))) for n in (29, 30, 59, 60, 100, 101)]
+    held = filters.summary(rows)
+    assert sorted(filters.pick("under30", held, 1)[""].numbers) == [0]
+    assert sorted(filters.pick("nothink", held, 3)[""].numbers) == [0, 1, 2]
+    assert held.marked.tolist() == [False] * 5 + [True]
+    for tokens, why in ((1500, None), (1501, "of more than 1,500 tokens")):
+        pair = (Response("c" * (tokens - 1)), Response("r" * 9999, "rejected"))
+        assert official.unfit(Example("a", (b"",), "p", pair), len) == why
+
+
 def test_a_new_distribution_of_too_few_says_of_what_there_are_too_few(rows: Summary) -> None:
     with pytest.raises(BadInput, match="500 rows with more than 100 words or a special token are asked for"):
         filters.pick("shift:100", rows, 500)

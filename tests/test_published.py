@@ -191,6 +191,22 @@ def test_a_row_of_mmpr_cannot_choose_its_folder(tmp_path: Path) -> None:
     assert read("mmpr", whole)[0].images == (whole / "images/ai2d/secret.png",)
 
 
+def test_a_path_of_a_meta_file_begins_in_its_folder_though_it_begins_with_a_slash(tmp_path: Path) -> None:
+    whole = mmpr(tmp_path / "in")
+    secret = lines(tmp_path / "secret.jsonl", [{"question": "q", "chosen": "a", "rejected": "b"}])
+    entry = {"root": "/MMPR-v1.2/images/ai2d", "annotation": "/annotations/ai2d_cot_prefix.jsonl"}
+    (whole / "meta.json").write_text(json.dumps({"a": entry}))
+    assert read("mmpr", whole)[0].images == (whole / "images/ai2d/abc/51.png",)
+    for other in ({"annotation": str(secret)}, {"root": str(tmp_path)}):
+        (whole / "meta.json").write_text(json.dumps({"a": {**entry, **other}}))
+        try:
+            found = [image for row in read("mmpr", whole) for image in row.images]
+        except BadInput as refused:
+            assert "no rows found of a" in str(refused)
+        else:
+            assert found and all(whole in Path(str(image)).parents for image in found)
+
+
 def test_of_pictures_that_are_not_there_only_a_gif_becomes_a_jpg(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg", "b.gif"):
         put(tmp_path, name, 1)
@@ -226,6 +242,8 @@ def test_rlaif_and_rlhf_v_are_read_alike(tmp_path: Path) -> None:
     assert len({row.id for row in one}) == 4  # though idx is the same everywhere
     assert other[1].responses[1].text == f"Two of {called(82)}." and other[1].meta["note"] == "“checked”" and "text" not in other[1].meta
     assert content(other[1].images[0]) == encoded(82)
+    said = {"ds_name": "x", "question": "What?", "chosen": "A.", "rejected": "B.", "text": "a note, no JSON"}
+    assert read("rlaif", array(tmp_path / "c.json", [said]))[0].meta == {"ds_name": "x", "text": "a note, no JSON"}
 
 
 # ---- VLAA, TRL, captions
@@ -241,6 +259,9 @@ def test_vlaa_knows_how_an_answer_is_judged_by_where_its_picture_is_from(tmp_pat
     (row,) = read("vlaa", array(tmp_path / "grpo.json", below))
     assert row.images == (tmp_path / "images/coco/a.png",) and row.answer == "[0.1, 0.2, 0.3, 0.4]" and row.responses == ()
     assert row.meta["answer"] == "other"
+    golds = {'["A", true]': ["A", True], '{"x": null}': {"x": None}, "false": False}
+    odd = [{"id": n, "image": "coco/a.png", "question": "q", "gt": gold, "caption": "c"} for n, gold in enumerate(golds.values())]
+    assert [row.answer for row in read("vlaa", array(tmp_path / "odd.json", odd))] == list(golds), "as JSON says it, and not Python"
 
 
 def test_trl_takes_text_messages_and_implicit_prompts(tmp_path: Path) -> None:

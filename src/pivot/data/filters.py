@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pivot import progress
-from pivot.data.reading import turns_of
+from pivot.data.talk import turns_of
 from pivot.records import BadInput, Example
 from pivot.world.dice import Dice
 

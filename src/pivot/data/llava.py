@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from pivot.data.reading import Read, Row, first, parted, placed, root, turns_of
+from pivot.data.reading import Read, Row, first, root
 from pivot.data.saying import missing, of_role, spread
 from pivot.data.tables.table import Chosen, Table, joined, table
+from pivot.data.talk import left_open, parted, placed, turns_of, unanswered
 from pivot.data.turns import IMAGE
 from pivot.plain import parse
 from pivot.records import BadInput, Example, Turn
@@ -29,7 +30,6 @@ from pivot.world.dice import Dice
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
 VIDEO = "<video>"
-OPEN = "unanswered"  # field of `meta`: turns behind the last answer
 STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
 
 
@@ -38,7 +38,7 @@ def read(path: str, *, images: str | None = None, links: bool = False, size: int
 
     `images`: the folder of pictures, by default where the rows lie. `links`: links in it may lead out of it.
     """
-    found = _mixture(Path(path), seed) if Path(path).suffix in (".yaml", ".yml") else table(path)
+    found = _mixture(Path(path), seed) if Path(path).suffix.lower() in (".yaml", ".yml") else table(path)
     return Read(first(found, size), example, root(path, images, links), tagged=True)
 
 
@@ -56,15 +56,12 @@ def example(row: Row) -> Example:
         raise row.wrong(f"it is about a video ('video' or {VIDEO}), and only pictures are read")
     prompt, responses = parted(turns)
     beside = row.beside("image", "conversations")
-    answered = max((at + 1 for at, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-    if turns[answered:]:
-        beside["meta"] = {OPEN: tuple(turns[answered:]), **beside["meta"]}
     return Example(
         id=row.id,
         images=row.pictures("image"),
         prompt=prompt,
         responses=responses,
-        **beside,
+        **{**beside, "meta": unanswered(turns, beside["meta"])},
     )
 
 
@@ -100,24 +97,14 @@ def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list
     which = of_role(example, "chosen") or alone
     said = turns_of(which.text, "assistant") if which else []
     asked = turns_of(placed(example.prompt, len(pictures)), "user")
-    behind = _behind(example) if said else []
+    name, behind = left_open(example.meta) if said else ("", [])
     if behind:
-        example = replace(example, meta={key: value for key, value in example.meta.items() if key != OPEN})
+        example = replace(example, meta={key: value for key, value in example.meta.items() if key != name})
     turns = [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in (*asked, *said, *behind)]
     image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
     plain, lost = spread(example, {"id": example.id, **image, "conversations": turns}, taken=["image", "video"])
     lost += ["where the prompt ends"] if any(turn["role"] == "assistant" for turn in asked) else []  # it is read up to the first answer
     return plain, lost + missing(example, [which] if which else [])
-
-
-def _behind(example: Example) -> list[Turn]:
-    """The last question that nobody answers, if its `meta` holds it as `example` puts it there."""
-    held = example.meta.get(OPEN)
-    turns = list(held) if isinstance(held, list | tuple) else []
-    sound = all(
-        isinstance(turn, Mapping) and turn.get("role") in ("user", "system") and isinstance(turn.get("content"), str) for turn in turns
-    )
-    return turns if sound else []
 
 
 # ---- mixtures

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pivot.data.reading import Read, Row, first, placed, root
+from pivot.data.reading import Read, Row, first, root
 from pivot.data.saying import missing, pair, question, reply, spread
 from pivot.data.tables.table import table
+from pivot.data.talk import placed
 from pivot.data.turns import IMAGE
 from pivot.records import Example, Response
 from pivot.seen import Seen
@@ -47,11 +48,14 @@ def example(row: Row) -> Example:
 
 
 def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
-    """The example as a row. Where `<image>` stood in a prompt of one picture is no loss: it comes first."""
+    """The example as a row. Of one picture it is no loss where `<image>` stood: it comes first."""
     chosen, rejected = pair(example, "llava_dpo")
     lost = list[str]()
-    asked = placed(question(example, lost).replace(IMAGE, "").strip(), len(pictures))
+    said = question(example, lost)
+    asked = placed(said.replace(IMAGE, "").strip(), len(pictures))
+    if len(pictures) > 1 and any(piece.strip() for piece in said.split(IMAGE)[:-1]):
+        lost.append("where pictures stand")
     image = {} if not pictures else {"image": pictures[0] if len(pictures) == 1 else list(pictures)}
-    said = {"prompt": asked, "chosen": reply(chosen.text, lost), "rejected": reply(rejected.text, lost)}
-    plain, left = spread(example, {"id": example.id, **image, **said}, taken=FIELDS)
+    own = {"prompt": asked, "chosen": reply(chosen.text, lost), "rejected": reply(rejected.text, lost)}
+    plain, left = spread(example, {"id": example.id, **image, **own}, taken=FIELDS)
     return plain, lost + left + missing(example, [chosen, rejected])

@@ -16,9 +16,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pivot.data.reading import Read, Root, Row, Unsafe, first, placed, root
+from pivot.data.reading import Read, Root, Row, Unsafe, first, root
 from pivot.data.saying import missing, pair, question, reply, spread
 from pivot.data.tables.table import Chosen, Plain, Table, joined, table
+from pivot.data.talk import placed
 from pivot.files import hash_json
 from pivot.records import BadInput, Example, Response
 from pivot.seen import Seen

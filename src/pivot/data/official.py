@@ -19,9 +19,10 @@ from pathlib import Path
 
 from pivot import progress
 from pivot.data.filters import SEED, SIZE, Picked, chosen
-from pivot.data.reading import Read, turns_of
+from pivot.data.reading import Read
 from pivot.data.saying import of_role
 from pivot.data.tables.table import Chosen, Joined, Table, joined
+from pivot.data.talk import turns_of
 from pivot.records import BadInput, Example
 from pivot.world.dice import Dice
 

@@ -11,7 +11,7 @@ from jinja2 import Template
 
 from pivot import markup
 from pivot.data.differ import Run, difference
-from pivot.data.reading import turns_of
+from pivot.data.talk import turns_of
 from pivot.data.writing.convert import place
 from pivot.files import to_json, write_bytes
 from pivot.records import BadInput, Example, Response

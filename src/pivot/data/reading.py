@@ -17,7 +17,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -25,9 +25,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.tables.table import Chosen, Plain, Table
-from pivot.data.turns import IMAGE
 from pivot.files import hash_json
-from pivot.records import AnswerKind, BadInput, Example, Response, Turn
+from pivot.records import AnswerKind, BadInput, Example
 
 if TYPE_CHECKING:
     from pivot.records import Picture
@@ -229,30 +228,3 @@ def first_of(there: int, size: int | None) -> int:
     if size is not None and size < 1:
         raise BadInput(f"size {size}: give at least one row, or leave it out for all")
     return there if size is None else min(size, there)
-
-
-def parted(turns: Sequence[Turn]) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:
-    """A conversation as a prompt, which ends before the first answer, and what follows it; a question that nobody answers is dropped."""
-    start = next((at for at, turn in enumerate(turns) if turn["role"] == "assistant"), len(turns))
-    prompt, said = turns[:start], turns[start:]
-    end = max((at for at, turn in enumerate(said) if turn["role"] == "assistant"), default=-1) + 1
-    return bare(prompt, "user"), ((Response(bare(said[:end], "assistant")),) if end else ())
-
-
-def bare(turns: Sequence[Turn], speaker: str) -> str | tuple[Turn, ...]:
-    """What was said, as text if it is one turn of that speaker's."""
-    return turns[0]["content"] if len(turns) == 1 and turns[0]["role"] == speaker else tuple(turns)
-
-
-def turns_of(said: str | Sequence[Turn], speaker: str) -> list[Turn]:
-    """What was said, as turns."""
-    return [{"role": speaker, "content": said}] if isinstance(said, str) else list(said)
-
-
-def placed(prompt: str | Sequence[Turn], pictures: int, behind: str = "\n") -> str | tuple[Turn, ...]:
-    """The prompt with an `<image>` for each picture: in front of the first user turn, where it has none at all."""
-    turns = turns_of(prompt, "user")
-    first = next((at for at, turn in enumerate(turns) if turn["role"] == "user"), None)
-    if first is not None and not any(IMAGE in turn["content"] for turn in turns):
-        turns[first] = {**turns[first], "content": (IMAGE + behind) * pictures + turns[first]["content"]}
-    return turns[0]["content"] if isinstance(prompt, str) else tuple(turns)

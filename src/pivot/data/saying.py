@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from pivot.data.reading import OWN, turns_of
+from pivot.data.reading import OWN
+from pivot.data.talk import turns_of
+from pivot.files import to_json
 from pivot.records import BadInput, Example, Response, Turn
 
 
@@ -68,3 +71,21 @@ def reply(said: str | Sequence[Turn], lost: list[str]) -> str:
     turns = turns_of(said, "assistant")
     lost += ["turns after the first answer"] if len(turns) > 1 else []
     return turns[0]["content"] if turns else ""
+
+
+def sayable(value: Any) -> bool:
+    """Whether JSON can say it, be it with null for NaN and infinity."""
+    try:
+        to_json(value)
+    except TypeError:
+        return False
+    return True
+
+
+def exact(value: Any) -> bool:
+    """Whether JSON has a word for it, which it has for no NaN and no infinity."""
+    if isinstance(value, Mapping):
+        return all(isinstance(key, str) and exact(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(exact, value))
+    return value is None or isinstance(value, str | int) or (math.isfinite(value) if isinstance(value, float) else sayable(value))

@@ -3,7 +3,7 @@
 Each is text, or chat messages whose content is text or a list of parts, {"type": "text", "text": ...} and {"type": "image"} where a
 picture stands, which `<image>` stands for here. Without `prompt`, chosen and rejected are whole conversations, and the prompt is what
 they begin with alike, up to a user's turn. `label: false` says that a completion is a rejected one. A `rejected_response` beside messages
-(ms-swift's rows) stands against their last answer.
+(ms-swift's rows) stands against their last answer. A last question that nobody answers is kept in `meta`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pivot.data.reading import Read, Row, bare, first, parted, placed, root, turns_of
+from pivot.data.reading import Read, Row, first, root
 from pivot.data.saying import missing, of_role, spread
 from pivot.data.tables.table import table
+from pivot.data.talk import bare, parted, placed, turns_of, unanswered
 from pivot.data.turns import IMAGE
 from pivot.records import Example, Response, Turn
 from pivot.seen import Seen
@@ -41,19 +42,22 @@ def example(row: Row) -> Example:
     """One row."""
     there = {key for key in FIELDS if row.plain.get(key) is not None}
     judged = "completion" in there and isinstance(row.plain.get("label"), bool)
+    beside = row.beside(*FIELDS, *(["label"] if judged else []))
     if there & {"chosen", "rejected"}:
         prompt, responses = _pair(row)
     elif there >= {"messages", "rejected_response"}:
         prompt, responses = _against(row)
     elif "messages" in there:
-        prompt, responses = parted(messages(row, row.get("messages"), "messages"))
+        turns = messages(row, row.get("messages"), "messages")
+        prompt, responses = parted(turns)
+        beside["meta"] = unanswered(turns, beside["meta"])
     else:
         prompt, responses = bare(messages(row, row.get("prompt"), "prompt"), "user"), ()
         if "completion" in there:
             said = bare(messages(row, row.get("completion"), "completion", "assistant"), "assistant")
             responses = (Response(said, role="rejected" if judged and not row.plain["label"] else "chosen"),)
     pictures = row.pictures("images") or row.pictures("image")
-    return Example(id=row.id, images=pictures, prompt=prompt, responses=responses, **row.beside(*FIELDS, *(["label"] if judged else [])))
+    return Example(id=row.id, images=pictures, prompt=prompt, responses=responses, **beside)
 
 
 def _pair(row: Row) -> tuple[str | tuple[Turn, ...], tuple[Response, ...]]:

@@ -1,7 +1,7 @@
 """VLAA-Thinking: a JSON list of {id, image, question, gt, ds_answer, caption, meta}.
 
-`gt` is the answer, `ds_answer` a trace of thought that ends in one. How an answer is to be judged is not said in a row but known from
-the data set that its picture comes from, which is the picture's first folder.
+`gt` is the answer (empty for none), `ds_answer` a trace of thought that ends in one. How an answer is to be judged is not said in a row
+but known from the data set that its picture comes from, which is the picture's first folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def example(row: Row) -> Example:
         images=row.pictures("image"),
         prompt=row.text("question"),
         responses=() if trace is None else (Response(row.said(trace, "'ds_answer'")),),
-        answer=gold if isinstance(gold, str) else json.dumps(gold),
+        answer=None if gold == "" else gold if isinstance(gold, str) else json.dumps(gold),
         **{"answer_kind": KINDS.get(source or ""), "task": source, **beside},
     )
 
@@ -81,5 +81,6 @@ def row(example: Example, pictures: Sequence[Any]) -> tuple[dict[str, Any], list
     own = {"id": example.id, **image, "question": question(example, lost), "gt": example.answer or ""}
     if which is not None:
         own["ds_answer"] = reply(which.text, lost)
+    lost += ["answer"] if example.answer == "" else []  # which stands for none
     plain, left = spread(replace(example, answer=None), own, taken=["image", "ds_answer"])
     return plain, lost + left + missing(example, [which] if which else [])

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pivot.data.reading import turns_of
+from pivot.data.talk import turns_of
 from pivot.records import Example, Response, Turn
 
 IMAGE = "<image>"  # as in `turns.py`, which loads torch
@@ -41,6 +41,7 @@ FAULTS = {
 NOTES = {
     "several-images": "more than one picture",
     "no-picture": "no picture, where more than 99 of 100 rows have one",
+    "other-class": "an earlier row has the same picture and another class",
     "duplicate-id": "an earlier row has the same id",  # published mixtures repeat them, and nothing goes by them
 }
 BIT = {code: 1 << number for number, code in enumerate([*FAULTS, *NOTES])}

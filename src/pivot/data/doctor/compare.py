@@ -47,6 +47,10 @@ def alike(data: Data, read: Read) -> tuple[np.ndarray, Found]:
     note(twins >= 0, "duplicate-row", lambda number: f"says what row {twins[number]} says")
     namesakes, _ = _repeats(data, read.hashes[:, ID], read.read & ~again & (twins < 0))
     note(namesakes >= 0, "duplicate-id", lambda number: f"'{data.examples[number].id}', as row {namesakes[number]}")
+    alone = read.read & read.blank & read.mute & ~again & (twins < 0)
+    alone[np.setdiff1d(np.arange(len(alone)), read.places[:, 0])] = False
+    others, _ = _repeats(data, read.whole(ASKED, own=False), alone)  # nothing is asked or said: what differs is the answer
+    note(others >= 0, "other-class", lambda number: f"'{data.examples[number].answer}', in row {others[number]} another")
     blank, mute, bare = read.read & read.blank, read.read & read.mute, read.read.copy()
     bare[read.places[:, 0]] = False
     if 100 * bare.sum() < read.read.sum():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pivot.data.reading import turns_of
+from pivot.data.talk import turns_of
 from pivot.records import Example
 
 IMAGE = "<image>"  # as in `turns.py`, which loads torch

@@ -20,7 +20,8 @@ from pivot.data.doctor import checks
 from pivot.data.doctor.checks import BIT, Fault
 from pivot.data.doctor.crew import Data, Found
 from pivot.data.doctor.mend import retagged
-from pivot.data.reading import Unsafe, turns_of
+from pivot.data.reading import Unsafe
+from pivot.data.talk import turns_of
 from pivot.files import hash_json
 from pivot.records import BadInput, Example
 

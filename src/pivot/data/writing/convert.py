@@ -12,13 +12,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pivot import lookup, progress
 from pivot.data.lazy import Lazy
 from pivot.data.reading import Root
+from pivot.data.saying import exact, sayable
 from pivot.data.tables.table import JSON, PARQUET
 from pivot.data.writing import write as own
 from pivot.data.writing.beside import Apart, Names, called, inside
@@ -136,8 +137,14 @@ def place(examples: Sequence[Example], number: int) -> str:
 
 def _rows(examples: Sequence[Example], out: Path) -> Iterator[Written]:
     found = Written(out, "rows")
+
+    def held(_number: int, example: Example) -> Example:
+        odd = [key for key, value in example.meta.items() if not exact(value)]
+        found.lost.update(f"meta.{key}" for key in odd)
+        return replace(example, meta={key: value for key, value in example.meta.items() if key not in odd}) if odd else example
+
     with whole_folder(out) as unfinished:
-        for found.rows in own.write(examples, unfinished):
+        for found.rows in own.write(Subset(examples, range(len(examples)), held), unfinished):
             yield found
     yield found
 
@@ -181,11 +188,8 @@ def _json(examples: Sequence[Example], out: Path, format: str, row: RowOf, kept:
 
 def _text(row: dict[str, Any], lost: list[str], example: Example) -> tuple[str, list[str]]:
     """A row as JSON. Values that came from other kinds of files, and that JSON has no word for, are left out and named."""
-    try:
-        return to_json(row), lost
-    except TypeError:
-        odd = [key for key in _meta(example, row, lost) if not _plain(row[key])]
-        rest = {key: value for key, value in row.items() if key not in odd}
+    odd = [key for key in _meta(example, row, lost) if not exact(row[key])]
+    rest = {key: value for key, value in row.items() if key not in odd}
     try:
         return to_json(rest), [*lost, *(f"meta.{key}" for key in odd)]
     except TypeError as failed:
@@ -195,14 +199,6 @@ def _text(row: dict[str, Any], lost: list[str], example: Example) -> tuple[str, 
 def _meta(example: Example, row: dict[str, Any], lost: list[str]) -> list[str]:
     """Fields of a row that say what the example's `meta` does, and not what the format has under the same name."""
     return [key for key in example.meta if key in row and f"meta.{key}" not in lost]
-
-
-def _plain(value: Any) -> bool:
-    try:
-        to_json(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _at(examples: Sequence[Example], number: int, act: Callable[..., Any], *given: Any) -> Any:
@@ -225,7 +221,7 @@ def _parquet(examples: Sequence[Example], out: Path, format: str, row: RowOf, ho
     def said(number: int, example: Example) -> tuple[dict[str, Any], list[str]]:
         pictures = [Embedded(source, inside(source, home) or called(source)) for source in example.images]
         plain, lost = _at(examples, number, row, example, pictures)
-        odd = [key for key in _meta(example, plain, lost) if plain[key] is None or not _plain(plain[key])]
+        odd = [key for key in _meta(example, plain, lost) if plain[key] is None or not sayable(plain[key])]
         return {key: value for key, value in plain.items() if key not in odd}, [*lost, *(f"meta.{key}" for key in odd)]
 
     for number, example in enumerate(examples):
