@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -16,7 +17,7 @@ import pivot
 from pivot import chain, cli, recipe, screen
 from pivot.chain import Event
 from pivot.model import MLLM
-from pivot.records import CheckFailed, Measurement
+from pivot.records import BadInput, CheckFailed, Measurement
 from pivot.screen import Screen
 
 VERBS = ["demo", "run", "report", "ask", "detach", "env", "data", "probe", "bench"]
@@ -81,6 +82,17 @@ def test_a_failed_check_exits_1_with_its_line(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(chain, "run", fail)
     assert cli.call(["demo"]) == 1
     assert capsys.readouterr().err == "pivot: the tower did not move\n"
+
+
+def test_a_name_cannot_move_the_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x1b]0;title\x07\u202e\ud83d"
+    for error in (CheckFailed(f"{evil} failed"), BadInput(f"{evil} not found")):
+        monkeypatch.setattr(chain, "run", mock.Mock(side_effect=error))
+        cli.call(["demo"])
+        said = capsys.readouterr().err
+        assert said.startswith(r"pivot: \x1b[2J\x1b]0;title\x07\u202e\ud83d ") and said.count("\n") == 1
+    assert cli.call(["data", "doctor", str(tmp_path / f"{evil[:4]}.json")]) == 2
+    assert r"\x1b[2J.json" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,6 +211,12 @@ def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -
     with Screen(said.append, drawn, json=False) as shown:
         steps(shown, Clock(monkeypatch), 1, 10, 1.0)
         assert shown.bar is None
+    with Screen(said.append, drawn, json=False) as shown:
+        clock = Clock(monkeypatch)
+        for done in range(3):
+            shown.work("words of [/red] \x1b[2J", done, 9)
+            clock.now += 2.0
+    assert r"words of [/red] \x1b[2J" in drawn.getvalue(), "neither markup nor a control sequence"
     assert "post" in drawn.getvalue() and "left" in drawn.getvalue() and len(said) == 1
 
 

@@ -40,6 +40,19 @@ def test_limit_and_size_take_the_first_and_keep_the_numbers(tmp_path: Path) -> N
             classes.read(whole, **options)
 
 
+@pytest.mark.parametrize("odd", [False, True])
+def test_classes_are_known_though_the_first_ones_are_empty(odd: bool, tmp_path: Path) -> None:
+    whole = class_folders(tmp_path, odd=odd)
+    for name in ("a", "b"):
+        (whole / ("train" if odd else "") / name).mkdir()
+    (whole / ("train" if odd else "") / "b" / "readme.txt").touch()
+    assert reader_of(whole) == "classes"
+    for file in sorted(whole.rglob("*.*")):
+        if file.suffix in (".JPEG", ".png"):
+            file.with_suffix(".txt").touch()
+    assert reader_of(whole) != "classes", "captions lie beside them"
+
+
 def test_splits_of_classes_are_asked_for_by_name(tmp_path: Path) -> None:
     whole = class_folders(tmp_path, odd=True)
     rows = classes.read(str(whole), split="val")
@@ -110,15 +123,17 @@ def test_a_mask_is_looked_at_when_its_row_is_asked_for(tmp_path: Path) -> None:
         assert f"masks/{number}.png" in str(wrong.value)
 
 
-def test_a_turned_picture_has_a_mask_of_its_upright_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turned", range(1, 9))
+def test_a_turned_picture_has_a_mask_of_its_upright_size(turned: int, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks").mkdir()
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = turned
+    upright = (24, 32) if turned > 4 else (32, 24)
     drawn(1).save(tmp_path / "images/a.jpg", exif=exif)
-    Image.new("L", (24, 32), 7).save(tmp_path / "masks/a.png")
+    Image.new("L", upright, 7).save(tmp_path / "masks/a.png")
     (row,) = masks.read(str(tmp_path))
-    assert row.truth is not None and picture(row.images[0]).size == (24, 32) == row.truth.classes.shape[::-1]
+    assert row.truth is not None and picture(row.images[0]).size == upright == row.truth.classes.shape[::-1]
 
 
 def test_captions_lie_beside_their_pictures(tmp_path: Path) -> None:

@@ -224,7 +224,9 @@ def test_an_index_is_found_again_and_not_trusted_when_the_file_changed(tmp_path:
     assert len(built) == 1 and np.array_equal(first.spans, again.spans) and (first.hash, first.layout) == (again.hash, again.layout)
     assert isinstance(again.spans, np.memmap)
     changed = file.stat().st_mtime_ns
-    file.write_text('{"a": 3}\n\n{"b":4}')  # as long as before
+    size = file.stat().st_size
+    file.write_text('{"a": 3}\n\n{"b":4}\n')
+    assert file.stat().st_size == size, "its time alone tells that it is another"
     os.utime(file, ns=(changed + 1, changed + 1))
     assert list(table(file)) == [{"a": 3}, {"b": 4}] and len(built) == 2 and indexed(file).hash != first.hash
     for kept in (tmp_path / "cache").rglob("*.index"):

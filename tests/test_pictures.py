@@ -66,6 +66,13 @@ def test_cmyk_is_seen_in_its_colours() -> None:
     near(picture(saved(flat, "TIFF")), Image.new("RGB", (16, 12), (200, 60, 30)), 2)
 
 
+def test_sixteen_bits_are_sixteen_though_all_its_values_are_small() -> None:
+    """Night: 0 .. 255 of 65,535."""
+    dark = Image.fromarray(SHADES.astype(np.uint16))
+    near(picture(saved(dark, "PNG")), np.zeros((12, 16, 3)), 1)
+    near(picture(dark), np.zeros((12, 16, 3)), 1)
+
+
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled_and_not_cut_off(kind: str) -> None:
     deep = Image.fromarray((SHADES * 257).round().astype(np.uint16))
@@ -106,6 +113,26 @@ def test_what_is_transparent_lies_on_white(mode: str) -> None:
         colours = np.where(left[..., None], np.uint8([[[1, 2, 3]]]), np.uint8([[[50, 50, 50]]]))
         source = saved(Image.fromarray(colours), "PNG", transparency=(1, 2, 3))
     near(picture(source), grey(np.where(left, 255, 50)), 0)
+
+
+def test_what_is_transparent_among_sixteen_bits_lies_on_white() -> None:
+    values = np.where(np.arange(16) < 8, 40_000, 50 * 257)[None].repeat(12, 0)
+    clear = Image.fromarray(values.astype(np.uint16))
+    near(picture(saved(clear, "PNG", transparency=40_000)), grey(np.where(values == 40_000, 255, 50)), 0)
+    rgb = coloured(np.stack([values] * 3, axis=-1), (40_000,) * 3)
+    near(picture(rgb), grey(np.where(values == 40_000, 255, 50)), 0)
+
+
+def coloured(values: np.ndarray, clear: tuple[int, int, int]) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    chunks = ((b"IHDR", header), (b"tRNS", struct.pack(">HHH", *clear)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
 
 
 def test_half_transparent_is_half_white() -> None:

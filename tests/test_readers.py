@@ -14,7 +14,7 @@ import pytest
 from published import READERS, asked, called, drawn, encoded, lines, llava_dpo, put
 
 from pivot import lookup
-from pivot.data import reading
+from pivot.data import talk
 from pivot.pictures import picture
 from pivot.pictures import read as content
 from pivot.records import BadInput, Example
@@ -22,6 +22,7 @@ from pivot.seen import Seen, reader_of, seen
 
 Layout = Callable[..., Path]
 ROWS = [layout for layout, reader in READERS.items() if reader not in ("classes", "masks")]
+READERS_OF = {format: layout for layout, format in READERS.items()}
 WRITTEN = [layout for layout in ROWS if layout.__name__ != "captioned_folder"]
 
 
@@ -48,6 +49,25 @@ def test_each_layout_is_known_by_its_reader_alone(layout: Layout, odd: bool, tmp
             if getattr(importlib.import_module(f"pivot.data.{name}"), "knows", lambda _: False)(seen(file))
         ]
         assert known == [READERS[layout]], file
+
+
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    for number, (layout, format) in enumerate(READERS.items()):
+        path = layout(tmp_path / str(number))
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".parquet"):
+            loud = path.with_suffix(path.suffix.upper())
+            path.rename(loud)
+            assert reader_of(loud) == format and len(read(format, loud)) == len(read(format, loud.rename(path))), layout
+    whole = READERS_OF["onevision"](tmp_path / "parts")
+    for file in sorted(whole.rglob("*.parquet")):
+        file.rename(file.with_suffix(".PARQUET"))
+    assert reader_of(whole) == "onevision" and len(read("onevision", whole)) > 0
+
+
+def test_a_path_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    for name in ("none.json", "none.parquet", "none.yaml"):
+        with pytest.raises(BadInput, match=f"data not found: .*{name}; check the path"):
+            reader_of(tmp_path / name)
 
 
 def test_whatever_fields_a_row_has_one_reader_at_most_knows_it() -> None:
@@ -96,7 +116,7 @@ def test_size_takes_the_first_rows_and_the_fingerprint_tells(layout: Layout, tmp
 
 def plain(example: Example) -> Example:
     """The example with pictures as their bytes, and without `<image>` in front, where pictures are anyway."""
-    turns = reading.turns_of(example.prompt, "user")
+    turns = talk.turns_of(example.prompt, "user")
     first = next((at for at, turn in enumerate(turns) if turn["role"] == "user"), None)
     if first is not None and sum(turn["content"].count("<image>") for turn in turns) == len(example.images):
         text = turns[first]["content"]
@@ -107,7 +127,7 @@ def plain(example: Example) -> Example:
         )
         turns[first] = {**turns[first], "content": bare.strip()}
     responses = tuple(replace(said, images=said.images and tuple(map(content, said.images))) for said in example.responses)
-    prompt = reading.bare(turns, "user")
+    prompt = talk.bare(turns, "user")
     return replace(example, images=tuple(map(content, example.images)), prompt=prompt, responses=responses)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,7 @@ UNFIT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uff
 
 
 def template(file: Path, **known: Any) -> Template:
-    """A template that escapes whatever is printed in it; `style.html` is at hand for all."""
+    """A template that escapes whatever is printed in it; `head.html` and `style.html` are at hand for all."""
     loader = FileSystemLoader([file.parent, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.globals.update(known)

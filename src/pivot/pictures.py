@@ -59,7 +59,7 @@ def size(source: Picture) -> tuple[int, int]:
         width, height = image.size
         image.draft("L", (1, 1))
         image.load()
-        return (height, width) if _orientation(image) in TURNED else (width, height)
+        return (height, width) if turned(image) else (width, height)
 
 
 @contextmanager
@@ -137,6 +137,11 @@ def read(source: Picture) -> bytes:
     return source.read()
 
 
+def turned(image: Image.Image) -> bool:
+    """Whether its sides change places when it is held as its EXIF data say."""
+    return _orientation(image) in TURNED
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """The picture as its camera meant it to be held. Damaged EXIF data say nothing."""
     with suppress(Exception):
@@ -152,11 +157,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    clear = image.info.get("transparency")
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        values = np.asarray(image)
+        image = Image.fromarray(_eight_bits(values))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    elif isinstance(clear, tuple) and max(clear) > 255:  # a colour of 16 bits, of which Pillow has kept the upper eight of each pixel's
+        image.info["transparency"] = tuple(shade >> 8 for shade in clear)
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        above = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", above.size, "white"), above)
     return image.convert("RGB")
 
 

@@ -81,7 +81,7 @@ class Screen:
         rate = (done - self.first[0]) / (now - self.first[1]) if now > self.first[1] else 0.0
         pace = f"{rate:.3g}/s, {duration((total - done) / rate)} left" if rate else ""
         if self.terminal is not None:
-            self._draw(f"{stage}  {pace}  {beside}", done, total)
+            self._draw(f"{visible(stage)}  {pace}  {beside}", done, total)
         elif now - self.said >= PAUSE:
             self.said = now
             self.say(f"{stage:<32} {done}/{total}  {pace}  {beside}".rstrip())
@@ -92,7 +92,9 @@ class Screen:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
             console = Console(file=self.terminal, force_terminal=True)
-            self.bar = Progress(BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}"), console=console, transient=True)
+            self.bar = Progress(
+                BarColumn(30), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+            )
             self.bar.start()
             self.task = self.bar.add_task(text, total=total)
         self.bar.update(self.task, description=text, completed=done, total=total)
@@ -101,6 +103,11 @@ class Screen:
         if self.bar is not None:
             self.bar.stop()
         self.bar = self.task = None
+
+
+def visible(text: str) -> str:
+    """A line without what moves a terminal's cursor or colours it: names and texts come from anyone."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from pivot import lookup
 from pivot.plain import parse
 from pivot.records import BadInput
 
+ROWS = (".parquet", ".jsonl", ".json")  # how files of rows end, in the order in which one is looked for
 Kind = Literal["folder", "rows", "parquet", "object", "yaml", "other"]
 GLANCE, LONGEST = 1 << 16, 64 << 20  # bytes read at first, and at most, to see one row
 DEPTH, MOST = 3, 1000  # levels of folders, and entries of each but the top one, that are looked at
@@ -39,15 +40,16 @@ def seen(path: Path) -> Seen:
     if path.is_dir():
         inside = frozenset(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
         return Seen(path, "folder", {}, inside)
-    if path.suffix == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return Seen(path, "parquet", _columns(path))
-    if path.suffix in (".yaml", ".yml"):
+    if suffix in (".yaml", ".yml"):
         try:
             plain = parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
         except RecursionError:
             return Seen(path, "other")
         return Seen(path, "yaml", plain if isinstance(plain, Mapping) else {})
-    if path.suffix in (".json", ".jsonl", ".ndjson"):
+    if suffix in (".json", ".jsonl", ".ndjson"):
         return _json(path)
     return Seen(path, "other")
 
@@ -82,20 +84,28 @@ def _json(path: Path) -> Seen:
                 return Seen(path, "other")
             size *= 16
             continue
-        alone = not start.startswith("[") and path.suffix == ".json" and not body[end:].strip() and len(text.encode()) <= size
+        alone = not start.startswith("[") and path.suffix.lower() == ".json" and not body[end:].strip() and len(text.encode()) <= size
         return Seen(path, "object" if alone and "\n" in body.strip() else "rows", first if isinstance(first, Mapping) else {})
 
 
 def reader_of(path: Path) -> str | None:
     """The name of the reader that knows what is there; None if none does. Where several do, a `BadInput` names them."""
+    try:
+        claims = _claims(path)
+    except FileNotFoundError:
+        raise BadInput(f"data not found: {path}; check the path") from None
+    if len(claims) > 1:
+        raise BadInput(f"{path} may be read as {' or '.join(claims)}; say which, as in {claims[0]},{path}")
+    return claims[0] if claims else None
+
+
+def _claims(path: Path) -> list[str]:
     found = seen(path)
     claims = [name for name in lookup.names("data") if _knows(name, found)]
     if not claims and found.kind == "folder":  # files of rows in a folder, perhaps one of many parts
         rows = _rows_in(path)
         claims = [name for name in lookup.names("data") if rows and _knows(name, seen(rows))]
-    if len(claims) > 1:
-        raise BadInput(f"{path} may be read as {' or '.join(claims)}; say which, as in {claims[0]},{path}")
-    return claims[0] if claims else None
+    return claims
 
 
 def _rows_in(folder: Path) -> Path | None:
@@ -103,8 +113,8 @@ def _rows_in(folder: Path) -> Path | None:
     level = [folder]
     for depth in range(DEPTH):
         entries = [entry for one in level for entry in _entries(one, MOST if depth else None)]
-        for kind in (".parquet", ".jsonl", ".json"):
-            if files := [entry for entry in entries if entry.endswith(kind)]:
+        for kind in ROWS:
+            if files := [entry for entry in entries if entry.lower().endswith(kind)]:
                 return Path(files[0])
         level = [Path(entry) for entry in entries if os.path.isdir(entry)][:MOST]
     return None

@@ -16,6 +16,7 @@ import typer
 from pivot.cli.app import KEPT, app
 from pivot.files import is_disk_full
 from pivot.records import BadInput, CheckFailed
+from pivot.screen import visible
 
 UsageError: Any = typer.BadParameter.__base__  # click's, whichever click this typer carries
 INTERRUPTED = 130  # what typer makes of Ctrl-C
@@ -52,7 +53,7 @@ def call(arguments: Sequence[str] | None = None) -> int:
         if expected is None or os.environ.get(TRACEBACK):
             raise
         line, code = expected
-        typer.echo(f"pivot: {' '.join(line.split())}", err=True)
+        typer.echo(visible(f"pivot: {' '.join(line.split())}"), err=True)
         return code
     except KeyboardInterrupt:
         code = INTERRUPTED

@@ -13,7 +13,7 @@ from pivot import __version__
 from pivot.files import to_json
 from pivot.progress import heard
 from pivot.records import BadInput
-from pivot.screen import Screen, scores, table
+from pivot.screen import Screen, scores, table, visible
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +49,7 @@ def _always(
 ) -> None:
     """Options of the command line itself."""
     # Long work that no verb names, such as the index of a large file, is shown on stderr: stdout may be for machines.
-    aside = Screen(lambda line: typer.echo(line, err=True), sys.stderr if sys.stderr.isatty() else None, json=False)
+    aside = Screen(lambda line: typer.echo(visible(line), err=True), sys.stderr if sys.stderr.isatty() else None, json=False)
     context.with_resource(aside)
     context.with_resource(heard(aside.work))
 
@@ -74,11 +74,6 @@ def live(json: bool, quiet: bool = False) -> Screen:
 def show(facts: Mapping[str, Any], json: bool, text: str) -> None:
     """What a verb found: for machines, or for people. Data may hold half of a surrogate pair, which no stream takes: it is spelt out."""
     typer.echo((to_json(facts) if json else text).encode(errors="backslashreplace").decode())
-
-
-def visible(text: str) -> str:
-    """A line without what moves a terminal's cursor or colours it: names and texts come from anyone."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
 def results(found: Sequence[Measurement], page: Path | None, json: bool) -> None:

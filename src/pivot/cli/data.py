@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pivot.cli.app import Json, Source, data, free, live, show, visible
+from pivot.cli.app import Json, Source, data, free, live, show
 from pivot.records import BadInput, Example
+from pivot.screen import visible
 
 if TYPE_CHECKING:
     from pivot.data.writing.convert import Written

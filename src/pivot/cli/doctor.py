@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pivot.cli.app import Json, data, show, visible
+from pivot.cli.app import Json, data, show
 from pivot.records import BadInput
+from pivot.screen import visible
 
 if TYPE_CHECKING:
     from pivot.data.doctor.diagnosis import Report
@@ -106,7 +107,7 @@ def _facts(report: Report, limit: int | None) -> dict[str, Any]:
 def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
     from pivot.data.doctor.checks import FAULTS, NOTES
 
-    head = f"{report.data.line}: {report.rows:,} rows, {report.pictures:,} pictures"
+    head = f"{visible(report.data.line)}: {report.rows:,} rows, {report.pictures:,} pictures"
     if limit:
         head += f", limit {limit:,} tokens" + (", the LLM's context" if limit < asked else "")
     known = {**FAULTS, **{code: f"{what} (a note: nothing is wrong with it)" for code, what in NOTES.items()}}

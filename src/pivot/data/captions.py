@@ -19,7 +19,7 @@ from pivot.data.tables.listing import Listing, folders, is_picture
 from pivot.data.tables.table import table
 from pivot.files import hash_json
 from pivot.records import BadInput, Example, Response
-from pivot.seen import Seen
+from pivot.seen import ROWS, Seen
 
 SAID = ("caption", "text", "captions")  # fields that a caption stands in
 OTHERS = ("question", "conversations", "messages", "prompt", "chosen", "ds_name", "gt")  # fields of other formats
@@ -66,7 +66,7 @@ def read(path: str, *, images: str | None = None, links: bool = False, size: int
 def knows(seen: Seen) -> bool:
     """A picture and its caption, and nothing that another format has."""
     if seen.kind == "folder":
-        return not any(name.endswith((".json", ".jsonl", ".parquet")) for name in seen.inside) and _shards(seen.path) is not None
+        return not any(name.lower().endswith(ROWS) for name in seen.inside) and _shards(seen.path) is not None
     other = any(map(seen.has, OTHERS))
     return seen.kind in ("rows", "parquet") and seen.has("image") and any(map(seen.has, SAID)) and not other
 

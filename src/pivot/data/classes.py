@@ -75,20 +75,24 @@ def read(path: str, *, split: str | None = None, limit: int | None = None, size:
 
 
 def knows(seen: Seen) -> bool:
-    """Folders, of which the first holds pictures without captions; perhaps below splits. No rows beside them."""
+    """Folders of pictures without captions, perhaps below splits. No rows beside them."""
     if seen.kind != "folder" or not seen.inside or masks.knows(seen):
         return False
     if any(os.path.splitext(name)[1].lower() not in BESIDE and not (seen.path / name).is_dir() for name in islice(seen.inside, GLANCE)):
         return False
-    inside = next(iter(folders(seen.path)), None)
-    if inside is not None and inside.lower() in SPLITS and not _pictures(seen.path / inside):
-        below = next(iter(folders(seen.path / inside)), None)
-        return below is not None and _pictures(seen.path / inside / below)
-    return inside is not None and _pictures(seen.path / inside)
+    inside = folders(seen.path)
+    if inside and inside[0].lower() in SPLITS and not _pictures(seen.path / inside[0]):
+        return _classes(seen.path / inside[0])
+    return _classes(seen.path)
 
 
-def _pictures(folder: Path) -> bool:
-    """Whether pictures lie in a folder, and no caption beside one."""
+def _classes(folder: Path) -> bool:
+    """Whether the first folder in it that holds pictures has no captions beside them. A class may have none, in this split or by now."""
+    held = (found for name in folders(folder)[:GLANCE] if (found := _pictures(folder / name)))
+    return any(not path.with_suffix(".txt").exists() for path in next(held, []))
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Pictures that lie in a folder, as far as a glance shows."""
     with os.scandir(folder) as entries:
-        found = [entry.name for entry in islice(entries, GLANCE)]
-    return any(is_picture(name) and not (folder / name).with_suffix(".txt").exists() for name in found)
+        return [folder / entry.name for entry in islice(entries, GLANCE) if is_picture(entry.name)]

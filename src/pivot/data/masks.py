@@ -17,9 +17,9 @@ from pivot.data.lazy import MANY, Lazy
 from pivot.data.reading import Root, first_of, look
 from pivot.data.tables.listing import Listing, folders, is_picture
 from pivot.files import hash_json
-from pivot.pictures import ORIENTATION, opened
+from pivot.pictures import opened, turned
 from pivot.records import BadInput, Example, Truth
-from pivot.seen import Seen
+from pivot.seen import ROWS, Seen
 
 MASKS = ("annotations", "masks", "labels")  # what the folder of maps is called
 IMAGES = "images"
@@ -81,7 +81,7 @@ def read(
 
 def knows(seen: Seen) -> bool:
     """A folder of pictures beside one of maps, and no file of rows."""
-    rows = any(name.endswith((".json", ".jsonl", ".parquet")) for name in seen.inside)
+    rows = any(name.lower().endswith(ROWS) for name in seen.inside)
     maps = next((name for name in MASKS if name in seen.inside), None)
     return seen.kind == "folder" and IMAGES in seen.inside and maps is not None and not rows and _holds_maps(seen.path / maps)
 
@@ -95,7 +95,7 @@ def _holds_maps(folder: Path) -> bool:
 
 def _truth(image: Path, mask: Path) -> Truth:
     with opened(image) as picture:
-        upright = picture.size[::-1] if picture.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else picture.size
+        upright = picture.size[::-1] if turned(picture) else picture.size
     with opened(mask) as found:
         if found.mode not in ("L", "P", "1") and not found.mode.startswith("I"):
             raise BadInput(f"{mask} is in colour ({found.mode}), not a map of class numbers; save it as grey or with a palette")

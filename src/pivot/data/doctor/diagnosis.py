@@ -70,7 +70,7 @@ def torn(line: str) -> str | None:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     for file in files:
         try:
-            if file.is_file() and file.suffix in (*JSON, *PARQUET) and not _object(file):
+            if file.is_file() and file.suffix.lower() in (*JSON, *PARQUET) and not _object(file):
                 table(file)
         except BadInput as wrong:
             return str(wrong)
@@ -79,7 +79,7 @@ def torn(line: str) -> str | None:
 
 def _object(file: Path) -> bool:
     """Whether a file is no rows but one object, as MMPR's meta.json."""
-    return file.suffix in JSON and seen(file).kind == "object"
+    return file.suffix.lower() in JSON and seen(file).kind == "object"
 
 
 def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Sequence[str] = (), workers: int = 1) -> Report:
