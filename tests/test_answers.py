@@ -316,7 +316,9 @@ def test_any_text_is_read_in_bounded_time() -> None:
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (example("box", "1"), "answer kind 'box'"),
+        (example("box", "1"), "not one box"),
+        (example("maths", "1"), "use reward maths"),
+        (example("open", "1"), "use reward open"),
         (example(None, "1"), "no rule"),
         (example("choice", "red"), "without choices"),
         (example("text", None), "no answer"),

@@ -40,10 +40,10 @@ SEES = {
     "data": FLOOR | {"world"},
     "encoder": FLOOR | {"world", "data"},
     "model": FLOOR | {"world", "data", "encoder"},
-    "objective": FLOOR - {"files", "runfolder"} | {"world", "data", "encoder", "model"},
-    "train": FLOOR | {"world", "data", "encoder", "model", "objective"},
+    "objective": FLOOR - {"files", "runfolder"} | {"world", "data", "encoder", "model", "reward"},
+    "train": FLOOR | {"world", "data", "encoder", "model", "objective", "reward"},
     "pretrain": FLOOR | {"world", "data", "encoder", "model", "objective"},
-    "reward": {"answers", "chat", "records"},
+    "reward": {"answers", "chat", "records", "knobs", "lookup"},  # the last two for rewards that stand in a recipe, or in one another
     "reason": FLOOR | {"world", "data"},
     "probe": FLOOR | {"data", "encoder", "model"},
     "bench": FLOOR | {"data", "model"},

@@ -13,6 +13,11 @@ Reading never looks at the true answer: a reply is one guess, whoever asks. A re
           stands, because it is a pronoun as well ("the red one"). Ordinals and digits inside words are no numbers.
 - text    what stands after the last colon, else the last quoted part, else the last run of capitals and digits, else what
           follows the last "is", "says", "reach" and the like, else all of it. Compared without case, punctuation and extra space.
+- box     the first four numbers that stand together as a list, two points, four labelled sides or bare. Right from an overlap of a
+          half on, which asks that both speak in the same coordinates.
+- maths   the last formula, as it is written: boxed, else between dollars or their like, else what the last sentence comes to.
+          Whether two are equal is for the reward `maths`: it takes a library and a time limit.
+- open    all of it. How good it is, only a model can say.
 """
 
 from __future__ import annotations
@@ -21,9 +26,9 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from pivot.records import BadInput, Example
+from pivot.records import AnswerKind, BadInput, Example
 
 
 class Mention(NamedTuple):
@@ -55,7 +60,14 @@ def parse(reply: str, example: Example) -> str | None:
         return number(reply)
     if example.answer_kind == "text":
         return text(reply)
-    raise BadInput(f"example {example.id} has answer kind '{example.answer_kind}', which has no rule here; known: choice, number, text")
+    if example.answer_kind == "box":
+        found = boxes(reply)
+        return ", ".join(format(side, ".10g") for side in found[0]) if found else None
+    if example.answer_kind == "maths":
+        return formula(reply)
+    if example.answer_kind == "open":
+        return reply.strip() or None
+    raise BadInput(f"example {example.id} has no answer kind, hence no rule; known: {', '.join(get_args(AnswerKind))}")
 
 
 def _question(example: Example) -> str:
@@ -67,8 +79,16 @@ def same(parsed: str | None, example: Example) -> bool:
     """Whether a parsed answer is the example's. Numbers are equal as numbers, words without case, punctuation and extra space."""
     if example.answer is None:
         raise BadInput(f"example {example.id} has no answer to compare with; give one or leave it out of the benchmark")
+    if example.answer_kind in ("maths", "open"):
+        raise BadInput(
+            f"example {example.id} has answer kind '{example.answer_kind}', which words cannot compare; use reward {example.answer_kind}"
+        )
+    if example.answer_kind == "box" and len(boxes(example.answer)) != 1:
+        raise BadInput(f"example {example.id} has answer '{example.answer}', which is not one box; mend it or its answer kind")
     if parsed is None:
         return False
+    if example.answer_kind == "box":
+        return overlap(boxes(parsed)[0], boxes(example.answer)[0]) >= 0.5
     if example.answer_kind != "number":
         return normal(parsed) == normal(example.answer)
     truth = number(example.answer)
@@ -229,3 +249,134 @@ def text(reply: str) -> str | None:
             return normal(settled) or None if settled else None
     after = LEAD.split(reply)[-1]
     return normal(after) or normal(reply) or None
+
+
+# ---- box
+
+
+class Box(NamedTuple):
+    """Two corners, in whatever coordinates."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+SIDES = {"x1": 0, "xmin": 0, "left": 0, "y1": 1, "ymin": 1, "top": 1, "x2": 2, "xmax": 2, "right": 2, "y2": 3, "ymax": 3, "bottom": 3}
+SIDE = re.compile(r"(?<!\w)[\"']?([xy]_?(?:min|max|[12])|left|top|right|bottom)[\"']?\s*+[:=]", re.IGNORECASE)
+# Possessive, or a long run of digits would be tried from each of its ends.
+COORDINATE = re.compile(r"(?<![\w.])(?:(?<![\d)\]])[-−])?+(?:\d++(?:\.\d++)?+|\.\d++)(?![\w%])")
+LIST = re.compile(r"[\[({]([^\[\](){}]*+)[\])}]")
+BETWEEN = " ,;\t\r\n\"'"
+JOINS = re.compile(r"[^\d.!?{}]{0,24}")  # one corner and the other: "],[", " to ", ", bottom right "
+FAR = 1e6  # no picture is so large: what lies beyond is no place in one
+
+
+def boxes(reply: str) -> list[Box]:
+    """The boxes that a reply gives, in its order: those in brackets or, if there are none, four numbers in a row."""
+    reply = unicodedata.normalize("NFKC", reply)
+    found: list[Box] = []
+    corner: tuple[list[float], int] | None = None
+    for bracket in LIST.finditer(reply):
+        sides = _sides(bracket[1])
+        if corner and len(sides) == 2 and JOINS.fullmatch(reply, corner[1], bracket.start()):
+            sides = [*corner[0], *sides]
+        corner = (sides, bracket.end()) if len(sides) == 2 else None
+        if len(sides) == 4:
+            found.append(Box(*sides))
+    return found or _bare(reply)
+
+
+def _sides(words: str) -> list[float]:
+    """The numbers of a list that holds nothing else, in the order left, top, right, bottom if they are labelled; else none."""
+    labels = SIDE.findall(words)
+    words = SIDE.sub(" ", words)
+    if COORDINATE.sub("", words).strip(BETWEEN):
+        return []
+    sides = [float(number.replace("−", "-")) for number in COORDINATE.findall(words)]
+    if not all(abs(side) < FAR for side in sides):
+        return []
+    if not labels:
+        return sides
+    places = [SIDES[label.lower().replace("_", "")] for label in labels]
+    return [side for _, side in sorted(zip(places, sides, strict=True))] if sorted(places) == [0, 1, 2, 3] and len(sides) == 4 else []
+
+
+def _bare(reply: str) -> list[Box]:
+    """Runs of exactly four numbers with nothing but commas, space and labels between."""
+    if len(labels := list(SIDE.finditer(reply))) >= 4:
+        last = COORDINATE.search(reply, labels[3].end())
+        return [Box(*sides)] if last and len(sides := _sides(reply[labels[0].start() : last.end()])) == 4 else []
+    runs: list[list[re.Match[str]]] = []
+    for number in COORDINATE.finditer(reply):
+        if runs and not reply[runs[-1][-1].end() : number.start()].strip(BETWEEN):
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    rows = [_sides(reply[run[0].start() : run[-1].end()]) for run in runs if len(run) == 4]
+    return [Box(*row) for row in rows if len(row) == 4]
+
+
+def overlap(one: Box, other: Box, edge: float = 0.0) -> float:
+    """Intersection over union; 0 for a box without an area. `edge` is added to each width and height."""
+
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(0.0, right - left + edge) * max(0.0, bottom - top + edge)
+
+    if any(box.right <= box.left or box.bottom <= box.top for box in (one, other)):
+        return 0.0
+    corners = max(one.left, other.left), max(one.top, other.top), min(one.right, other.right), min(one.bottom, other.bottom)
+    shared = area(*corners)
+    return shared / (area(*one) + area(*other) - shared)
+
+
+# ---- maths
+
+BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
+DELIMITER = re.compile(r"\$\$?|\\[()\[\]]")
+CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
+COMES_TO = re.compile(r"\b(?:is|are|be|equals|gives|get|yields|obtain|therefore|thus|hence|so|answer|result)\b|:(?=\s)", re.IGNORECASE)
+WORDS = re.compile(r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|or|and|cm|mm|km|kg|deg)\b)[^\W\d_]{3,}\b", re.IGNORECASE)
+
+
+def formula(reply: str) -> str | None:
+    """The mathematics that the reply ends in, as it is written and without delimiters; None if two are left open or there is none."""
+    for found in (_boxed(reply), _delimited(reply)):
+        if found:
+            return (_last(found, reply) or "").strip() or None
+    sentences = [line.strip() for line in reply.splitlines() if line.strip()]
+    tail = COMES_TO.split(sentences[-1])[-1].strip(" \t,.;!*") if sentences else ""
+    if tail and not WORDS.search(tail):
+        return tail
+    return number(reply)
+
+
+def _boxed(reply: str) -> list[Mention]:
+    """What stands in boxes, the innermost where they nest. One pass, so that a thousand that never close cost no more."""
+    found: list[Mention] = []
+    opened: list[tuple[bool, int, int]] = []  # a box?, where it begins, where its inside does
+    for brace in BRACE.finditer(reply):
+        if brace[0].endswith("{") and brace[0] != "\\{":
+            opened.append((len(brace[0]) > 1, brace.start(), brace.end()))
+        elif brace[0] == "}" and opened:
+            boxed, start, inside = opened.pop()
+            if boxed and not (found and found[-1].start >= inside):
+                found.append(Mention(reply[inside : brace.start()], start, brace.end()))
+    return found
+
+
+def _delimited(reply: str) -> list[Mention]:
+    """Formulas between dollars and their like. As in Markdown, a dollar with space on its inner side is money."""
+    found: list[Mention] = []
+    opened: re.Match[str] | None = None
+    for mark in DELIMITER.finditer(reply):
+        if opened and mark[0] == CLOSES[opened[0]]:
+            inside = reply[opened.end() : mark.start()]
+            money = mark[0] == "$" and inside != inside.rstrip()
+            if inside.strip() and not money:
+                found.append(Mention(inside, opened.start(), mark.end()))
+            opened = mark if money else None
+        elif mark[0] in CLOSES and not (mark[0] == "$" and reply[mark.end() : mark.end() + 1].isspace()):
+            opened = mark
+    return found

@@ -12,7 +12,8 @@ from pivot.records import Example
 from pivot.reward._contract import unjudged
 
 LETTERS = "ABCDEFGH"
-LONE = re.compile(r"(?<![\w'’])([A-H])(?![\w'’])")
+LONE = re.compile(r"(?<!\w)(?<!\w['’])([A-H])(?!['’]?\w)")
+TAG = re.compile(r"</?answer>")  # not the word "answer", which would make a conclusion of what follows
 # "A dog": an article stands before a word that is no verb of a verdict. No choice is called so in running text without more.
 ARTICLE = re.compile(r"(?<![\w'’(\[*])A(?=[ \t]+(?!(?:is|was|because|since|and|or|as|would|must|seems|looks|fits|shows|but|not)\b)[a-z])")
 WHOLE = re.compile(r"[\s(\[*{$\"'`]*([A-Ha-h])[\s)\]*}$\"'`.:,!]*\Z")
@@ -22,7 +23,7 @@ BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{)?\s*\(?([A-H])\)?\s*\}")
 def reward(reply: str, example: Example) -> float:
     """1 if the reply settles on the right choice."""
     choices = tuple(map(str, example.meta.get("choices") or ()))
-    truth = _letter(example.answer or "", choices)
+    truth = _letter(example.answer or "")
     if truth is None:
         if example.answer is None or not choices:
             return unjudged(f"the answer of {example.id} is neither a letter nor one of its choices")
@@ -32,7 +33,7 @@ def reward(reply: str, example: Example) -> float:
 
 def letter(reply: str, choices: Sequence[str] = ()) -> str | None:
     """The letter that a reply settles on: said as such, or by the text of its choice. None if it leaves it open."""
-    reply = unicodedata.normalize("NFKC", reply)
+    reply = TAG.sub("\n", unicodedata.normalize("NFKC", reply))
     if whole := WHOLE.match(reply.strip()):
         return whole[1].upper()
     if boxed := BOXED.findall(reply):
@@ -44,9 +45,7 @@ def letter(reply: str, choices: Sequence[str] = ()) -> str | None:
     return texts.get(answers.choice(reply, list(texts)) or "") if texts else None
 
 
-def _letter(answer: str, choices: Sequence[str]) -> str | None:
-    """The letter of a true answer: "B", "(B) a dog", or the text of a choice where others go by letters."""
-    answer = unicodedata.normalize("NFKC", answer).strip()
-    if found := re.match(r"[(\[]?([A-H])(?:[)\].:]|\Z)", answer):
-        return found[1]
-    return None
+def _letter(answer: str) -> str | None:
+    """The letter of a true answer: "B", "b" or "(B) a dog"; None if it is a text."""
+    found = re.match(r"[(\[]?([A-Ha-h])(?:[)\].:]|\Z)", unicodedata.normalize("NFKC", answer).strip())
+    return found[1].upper() if found else None
