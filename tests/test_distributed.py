@@ -19,12 +19,17 @@ from pivot.model import MLLM
 
 BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
 GROUPED = {"batch": 3, "group_by": "modality", "drop_last": True}
+CHARACTERS = {"name": "length", "unit": "characters", "limit": 60}
+GRPO = {"reward": CHARACTERS, "k": 3, "max_new": 3, "kl": 0.1, "passes": 2}
+PPO = {"reward": CHARACTERS, "max_new": 3, "critic_rate": 1e-3}
 RUNS: list[dict[str, Any]] = [
     {"name": "dpo-1", "objective": "dpo", "knobs": {"gamma": 0.3}, "size": 1},
     {"name": "dpo-ddp", "objective": "dpo", "knobs": {"gamma": 0.3}},
     {"name": "dpo-fsdp", "objective": "dpo", "knobs": {"gamma": 0.3}, "sharded": {}},
     {"name": "grouped-1", "objective": "sft", "settings": GROUPED, "size": 1},
     {"name": "grouped-ddp", "objective": "sft", "settings": GROUPED},
+    {"name": "grpo-1", "objective": "grpo", "knobs": GRPO, "size": 1, "settings": {"epochs": 1}},
+    {"name": "grpo-ddp", "objective": "grpo", "knobs": GRPO, "settings": {"epochs": 1}},
     {"name": "dpo-planted", "objective": "dpo", "knobs": {"gamma": 0.3}, "planted": True},
 ]
 SLOW: list[dict[str, Any]] = [
@@ -41,6 +46,16 @@ SLOW: list[dict[str, Any]] = [
     {"name": "dpo-ddp", "objective": "dpo"},
     {"name": "dpo-fsdp-left", "objective": "dpo", "leave": 9, "sharded": BLOCKS},
     {"name": "dpo-fsdp", "objective": "dpo", "sharded": BLOCKS},
+    {"name": "grpo-1", "objective": "grpo", "knobs": GRPO, "size": 1},
+    {"name": "grpo-fsdp", "objective": "grpo", "knobs": GRPO, "sharded": {}},
+    {"name": "mpo-1", "objective": "mpo", "size": 1},
+    {"name": "mpo-ddp", "objective": "mpo"},
+    {"name": "ppo-1", "objective": "ppo", "knobs": PPO, "size": 1},
+    {"name": "ppo-ddp", "objective": "ppo", "knobs": PPO},
+    {"name": "ppo-ddp-left", "objective": "ppo", "knobs": PPO, "leave": 4},
+    {"name": "ppo-fsdp", "objective": "ppo", "knobs": PPO, "sharded": BLOCKS},
+    {"name": "reward-1", "objective": "reward_model", "size": 1},
+    {"name": "reward-fsdp", "objective": "reward_model", "sharded": {}},
     {"name": "bf16-1", "objective": "dpo", "size": 1, "settings": {"precision": "bf16"}},
     {"name": "bf16-ddp", "objective": "dpo", "settings": {"precision": "bf16"}},
     {"name": "bf16-fsdp", "objective": "dpo", "settings": {"precision": "bf16"}, "sharded": {}},
@@ -81,6 +96,22 @@ def check_same(root: Path, name: str, one: str, tolerance: float = 1e-5) -> None
         assert facts[0]["moved"] == pytest.approx(facts[1]["moved"], rel=0.25)  # over samples, of each shard its own
 
 
+def check_same_rollouts(root: Path, name: str, one: str) -> None:
+    """Same replies, what they earned, and what was learned from them."""
+    logs = [read_jsonl(root / run / "metrics.jsonl") for run in (name, one)]
+    for metric in ("reward", "reward_std", "completions/clipped_ratio"):
+        rewards = [[line[metric] for line in log if metric in line] for log in logs]
+        assert rewards[0] and rewards[0] == pytest.approx(rewards[1], rel=1e-6), metric
+    for metric in ("loss", "grad_norm", "ratio", "completions/mean_length"):
+        assert curve(root / name, metric=metric) == pytest.approx(curve(root / one, metric=metric), rel=1e-3, abs=1e-5), metric
+    assert curve(root / name, "eval") == pytest.approx(curve(root / one, "eval"), rel=1e-6)
+    a, b = (load_file(root / run / "model" / "model.safetensors") for run in (name, one))
+    assert distance(a, b) < 1e-4
+    ledgers = [read_json(root / run / "ledger.json") for run in (name, one)]
+    for fact in ("image_tokens", "text_tokens", "ids_sha256", "steps", "flops"):
+        assert ledgers[0][fact] == pytest.approx(ledgers[1][fact]) if fact == "flops" else ledgers[0][fact] == ledgers[1][fact], fact
+
+
 def ends(root: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(root.glob(f"{name}-[0-9].json"))]
 
@@ -102,6 +133,8 @@ def test_two_processes_follow_one_as_ddp_and_as_fsdp2(tmp_path: Path) -> None:
     assert all(end["sharded"] for end in ends(root, "dpo-fsdp"))
     MLLM.load(root / "dpo-fsdp" / "model")  # gathered, whole, and with the hashes that it was saved with
 
+    check_same_rollouts(root, "grpo-ddp", "grpo-1")
+
     # Planted: the module that is trained is not the one that was wrapped. Then all of this fails but the first loss.
     planted, wanted = curve(root / "dpo-planted"), curve(root / "dpo-1")
     assert planted[0] == pytest.approx(wanted[0], rel=1e-5)
@@ -118,6 +151,7 @@ def test_two_processes_follow_one_as_ddp_and_as_fsdp2(tmp_path: Path) -> None:
         ("sft-fsdp", "sft-1", 1e-5),
         ("sft-checkpointing", "sft-1", 1e-5),
         ("dpo-ddp", "dpo-1", 1e-5),
+        ("mpo-ddp", "mpo-1", 1e-5),
         ("dpo-ddp-left", "dpo-1", 1e-5),
         ("dpo-fsdp", "dpo-1", 1e-5),
         ("dpo-fsdp-left", "dpo-1", 1e-5),
@@ -138,6 +172,18 @@ def test_a_crew_that_was_left_goes_on_to_the_same_bits(ran_more: Path, name: str
     assert ends(ran_more, name) == ends(ran_more, f"{name}-left")
     lines = read_jsonl(ran_more / f"{name}-left" / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "one"), [("grpo-fsdp", "grpo-1"), ("ppo-ddp", "ppo-1"), ("ppo-ddp-left", "ppo-1"), ("ppo-fsdp", "ppo-1")])
+def test_more_crews_write_and_learn_as_one_process(ran_more: Path, name: str, one: str) -> None:
+    check_same_rollouts(ran_more, name, one)
+
+
+@pytest.mark.slow
+def test_the_head_of_a_reward_model_comes_out_of_its_shards(ran_more: Path) -> None:
+    heads = [load_file(ran_more / name / "model" / "head.safetensors") for name in ("reward-fsdp", "reward-1")]
+    assert distance(heads[0], heads[1]) < 1e-4 and heads[0]["weight"].abs().max() > 0
 
 
 # ---- as users launch it

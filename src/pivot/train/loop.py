@@ -248,12 +248,12 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
     for portion in ahead:
         counts, told = _account(setup, state, portion, time.perf_counter() - began)
         metrics = _update(setup, state, portion.micros, counts)
-        if state.witnessed == WITNESSED or (state.step == setup.steps and state.witnessed < WITNESSED):
-            _prove(setup, state)
         metrics["epoch"] = state.step * settings.epochs / setup.steps
         metrics |= told
         metrics["num_tokens"] = state.spent.image_tokens + state.spent.text_tokens
         event = _tell(setup, state, folder, "train", began, metrics)
+        if state.witnessed == WITNESSED or (state.step == setup.steps and state.witnessed < WITNESSED):
+            _prove(setup, state)
         alarms = setup.watch.see(event)
         state.alarms += alarms
         yield event

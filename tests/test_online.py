@@ -1,0 +1,223 @@
+"""Training on what the model writes itself: draws, rollouts, their numbers, and going on in the middle of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils import send_to_device
+from training import ALL, SFT, curve, fresh, run, same, weights
+
+from pivot.data.collate import collate
+from pivot.files import read_json, read_jsonl
+from pivot.model import MLLM, Scorer
+from pivot.model.critic import Critic, critic
+from pivot.model.rollout import answered
+from pivot.objective.grpo import Objective as GRPO
+from pivot.objective.ppo import Objective as PPO
+from pivot.objective.reward_model import Objective as RewardModel
+from pivot.records import BadInput, CheckFailed, Example, Response
+from pivot.train import Settings, train
+from pivot.train.anchor import Anchor
+from pivot.train.judge import Learned
+from pivot.train.parts import freeze
+
+CHARACTERS = {
+    "name": "length",
+    "unit": "characters",
+    "limit": 60,
+}  # random weights write replies of one length in tokens, not in characters
+WRITES: dict[str, Any] = {"reward": CHARACTERS, "max_new": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+
+
+def grpo(**knobs: Any) -> GRPO:
+    return GRPO(**{**WRITES, "k": 3, **knobs})
+
+
+def ppo(**knobs: Any) -> PPO:
+    return PPO(**{**WRITES, "critic_rate": 1e-3, "value": 0.5, **knobs})
+
+
+def left_after(number: int, mllm: MLLM, objective: Any, examples: Sequence[Example], folder: Path, **settings: Any) -> None:
+    """The first events of a run that is then left, as by Ctrl-C."""
+    running = train(fresh(mllm), objective, examples, Settings(**settings), folder, rates=ALL)
+    for _, _event in zip(range(number), running, strict=False):
+        pass
+    running.close()  # type: ignore[attr-defined]
+
+
+# ---- rollouts
+
+
+def test_what_is_sampled_hangs_on_seed_batch_row_and_reply_alone(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """However rows are cut to micro-batches, whoever makes them ahead, and however many batches are sampled at once."""
+    small = {"batch": 3, "schedule": "constant", "warmup": 0.0}
+    for name, settings in {"one": {"micro": 1, "workers": 0}, "all": {"micro": 8}}.items():
+        run(fresh(shared_mllm), grpo(kl=0.0), pairs, tmp_path / name, **{**small, **settings})
+    for metric in ("reward", "loss", "grad_norm", "completions/mean_length"):
+        assert curve(tmp_path / "one", metric=metric) == pytest.approx(curve(tmp_path / "all", metric=metric), rel=1e-4, abs=1e-6), metric
+    run(fresh(shared_mllm), grpo(kl=0.0), pairs, tmp_path / "seed", **small, seed=1)
+    assert curve(tmp_path / "seed", metric="reward") != curve(tmp_path / "all", metric="reward")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_sampler_and_the_scorer_agree(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, temperature: float) -> None:
+    """At the sampling temperature: trained at another, the ratio of new to old would not begin at 1."""
+    run(fresh(shared_mllm), grpo(temperature=temperature, top_p=0.9, passes=2, kl=0.1), pairs[:4], tmp_path)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert all(line["sampler/difference"] < 1e-4 for line in lines)
+    assert [line["ratio"] == pytest.approx(1, abs=1e-5) for line in lines] == [True, False]
+
+
+def test_a_rollout_is_gone_through_as_often_as_asked(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """Eight rows in batches of two, sampled two batches at once, twice: 8 updates, of which every fourth samples."""
+    run(fresh(shared_mllm), grpo(rollout=2, passes=2), pairs, tmp_path, batch=2)
+    lines = read_jsonl(tmp_path / "metrics.jsonl")
+    assert ["reward" in line for line in lines] == [True, False, False, False] * 2
+    facts = read_json(tmp_path / "ledger.json")
+    assert facts["steps"] == 8 and facts["examples"] == 8
+    run(fresh(shared_mllm), SFT(), pairs, tmp_path / "sft", batch=2)
+    assert facts["ids_sha256"] == read_json(tmp_path / "sft" / "ledger.json")["ids_sha256"]  # passes read nothing new
+
+
+@pytest.mark.parametrize(
+    ("objective", "leave"),
+    [(grpo(rollout=2, passes=2, kl=0.1, kl_target=0.01), (2, 3, 5, 8)), (ppo(rollout=2), (4, 7)), (ppo(critic="detached"), (3,))],
+)
+def test_a_killed_run_goes_on_in_the_middle_of_a_rollout(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, objective: Any, leave: tuple[int, ...]
+) -> None:
+    """To the same bits: replies that were sampled before the kill are learned from after it, not sampled anew."""
+    settings = {"batch": 2, "micro": 2, "save_every": 1, "warmup": 0.0, "schedule": "constant"}
+    whole = fresh(shared_mllm)
+    run(whole, objective, pairs[:6], tmp_path / "whole", **settings)
+    for number in leave:
+        folder = tmp_path / str(number)
+        left_after(number, shared_mllm, objective, pairs[:6], folder, **settings)
+        mllm = fresh(shared_mllm)
+        run(mllm, objective, pairs[:6], folder, **settings)
+        assert same(weights(mllm), weights(whole)), number
+        for metric in ("loss", "grad_norm", "sampler/difference"):
+            assert curve(folder, metric=metric) == curve(tmp_path / "whole", metric=metric), number
+
+
+def test_replies_that_all_earn_the_same_teach_nothing_and_are_counted(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    mllm = fresh(shared_mllm)
+    with pytest.raises(CheckFailed, match="all earned the same"):
+        run(mllm, grpo(kl=0.0, reward={"name": "length", "unit": "characters", "limit": 1}), pairs[:4], tmp_path)
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert line["grad_norm"] == 0 and line["frac_reward_zero_std"] == 1
+    assert same(weights(mllm), weights(shared_mllm))
+
+
+def test_held_out_prompts_are_tried_by_the_same_draws(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    frozen = {"warmup": 0.0, "eval_every": 1, "batch": 4}
+    run(fresh(shared_mllm), grpo(), pairs, tmp_path, validation=pairs[:3], **frozen)
+    rewards = curve(tmp_path, "eval", "reward")
+    assert len(rewards) == 3 and curve(tmp_path, "eval") == [-reward for reward in rewards]
+    run(fresh(shared_mllm), grpo(), pairs, tmp_path / "seed", validation=pairs[:3], **frozen, seed=5)
+    assert curve(tmp_path / "seed", "eval", "reward")[0] == rewards[0]  # before any update, whatever the seed
+
+
+# ---- the weights that training started from
+
+
+def test_the_anchor_is_the_first_weights_and_gives_the_present_ones_back(mllm: MLLM, pairs: list[Example]) -> None:
+    scorer, batch = Scorer(mllm), collate([mllm.encode(example) for example in pairs[:2]])
+    first = [[response.clone() for response in row] for row in scorer(batch).logps]
+    anchor = Anchor(dict(mllm.model.named_parameters()))
+    with torch.no_grad():
+        for parameter in mllm.model.parameters():
+            parameter.add_(0.01)
+    moved = weights(mllm)
+    with anchor.weighed():
+        again = scorer(batch).logps
+    assert all(torch.equal(a, b) for old, new in zip(first, again, strict=True) for a, b in zip(old, new, strict=True))
+    assert same(weights(mllm), moved)
+
+
+def test_without_a_kl_term_no_reference_is_kept(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise AssertionError("an anchor was made")
+
+    monkeypatch.setattr(Anchor, "__init__", refused)
+    run(fresh(shared_mllm), grpo(kl=0.0), pairs[:4], tmp_path)
+    with pytest.raises(AssertionError, match="an anchor"):
+        run(fresh(shared_mllm), grpo(kl=0.1), pairs[:4], tmp_path / "kl")
+
+
+def test_the_kl_term_sees_the_policy_leave(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    run(fresh(shared_mllm), grpo(kl=0.1), pairs, tmp_path, batch=2)
+    first, *later = curve(tmp_path, metric="kl")
+    assert first == pytest.approx(0, abs=1e-6) and max(later) > 1e-4
+
+
+# ---- critics and reward models
+
+
+@pytest.mark.parametrize(("kind", "trains"), [("separate", {"critic"}), ("detached", {"head"}), ("shared", {"head", "tower", "llm"})])
+def test_what_a_critic_trains(mllm: MLLM, pairs: list[Example], kind: Any, trains: set[str]) -> None:
+    """Through a shared one, errors of values would train the tower; that is why it is not the default."""
+    freeze(mllm, ALL)
+    made = critic(mllm, Scorer(mllm), kind)
+    torch.nn.init.normal_(made.head.weight)
+    values = made(collate([mllm.encode(example) for example in pairs[:2]])).values
+    sum(response.square().sum() for row in values for response in row).backward()
+    moved = {name for name, part in mllm.parts().items() if any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())}
+    moved |= {"head"} if made.head.weight.grad is not None else set()
+    if made.beside is not None:
+        moved |= {"critic"} if all(p.grad is not None for p in made.beside.part("tower").parameters() if p.requires_grad) else set()
+        moved -= {"head"}
+    assert moved - {"projector"} == trains
+
+
+def test_values_are_those_before_each_token_and_behind_the_last(mllm: MLLM, pairs: list[Example]) -> None:
+    made = Critic(Scorer(mllm), "shared")
+    torch.nn.init.normal_(made.head.weight)
+    rows = [mllm.encode(example) for example in pairs[:3]]
+    found = made(collate(rows))
+    hidden = made.scorer(collate(rows), hidden=True).hidden
+    for values, states, logps in zip(found.values, hidden, found.logps, strict=True):
+        for value, state, logp in zip(values, states, logps, strict=True):
+            assert len(value) == len(logp) + 1
+            torch.testing.assert_close(value, made.head(state)[:, 0])
+
+
+def test_a_reward_model_is_trained_written_and_then_judges(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    mllm = fresh(shared_mllm)
+    run(mllm, RewardModel(head_rate=1e-2), pairs, tmp_path / "rm", model=True, epochs=4)
+    accuracy = curve(tmp_path / "rm", metric="rewards/accuracies")
+    assert accuracy[0] < accuracy[-1]
+    learned = Learned(str(tmp_path / "rm" / "model"), torch.device("cpu"))
+    learned.ahead([(response.text, example) for example in pairs for response in example.responses])
+    better = [learned(e.responses[0].text, e) > learned(e.responses[1].text, e) for e in pairs]
+    assert sum(better) / len(better) == pytest.approx(accuracy[-1], abs=0.3) and sum(better) > 4
+    reward = {"reward": {"name": "learned"}, "reward_model": str(tmp_path / "rm" / "model")}
+    run(fresh(shared_mllm), grpo(**reward), pairs[:4], tmp_path / "grpo")
+    assert curve(tmp_path / "grpo", metric="rewards/failed") == [0]
+    run(fresh(shared_mllm), ppo(critic_from=reward["reward_model"]), pairs[:4], tmp_path / "ppo")
+    with pytest.raises(BadInput, match="give the objective reward_model"):
+        run(fresh(shared_mllm), grpo(reward={"name": "learned"}), pairs[:4], tmp_path / "none")
+    with pytest.raises(BadInput, match=r"is no reward model.*reward_model"):
+        run(fresh(shared_mllm), ppo(critic_from=str(tmp_path / "rm")), pairs[:4], tmp_path / "wrong")
+
+
+def test_a_score_of_a_reply_does_not_hang_on_its_company(shared_mllm: MLLM, pairs: list[Example]) -> None:
+    """Rows are scored in batches; a reward that changed with them would not be one."""
+    made = Critic(Scorer(fresh(shared_mllm)), "only")
+    torch.nn.init.normal_(made.head.weight)
+    rows = [shared_mllm.encode(replace(example, responses=(Response("A ring, I think."),))) for example in pairs]
+    together = [float(row[0][-1].detach()) for row in made(collate(rows)).values]
+    alone = [float(made(collate([row])).values[0][0][-1].detach()) for row in rows]
+    assert together == pytest.approx(alone, abs=1e-4)
