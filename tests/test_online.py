@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.utils import send_to_device
 from training import ALL, SFT, curve, fresh, run, same, weights
 
 from pivot.data.collate import collate
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import Critic, critic
-from pivot.model.rollout import answered
 from pivot.objective.grpo import Objective as GRPO
 from pivot.objective.ppo import Objective as PPO
 from pivot.objective.reward_model import Objective as RewardModel
