@@ -19,7 +19,7 @@ import torch
 import transformers
 from conftest import picture_of
 from PIL import Image
-from training import SFT, fresh, run, same, weights
+from training import ALL, DPO, SFT, fresh, run, same, weights
 
 from pivot.data import turns, vision
 from pivot.data.collate import Row, Trunk, encode
@@ -29,8 +29,9 @@ from pivot.data.tables.table import table
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
-from pivot.train import Settings, feed, loop, order
+from pivot.train import Settings, feed, loop, order, reference
 from pivot.train.feed import AHEAD, Ahead, Data
+from pivot.train.setup import build
 
 ROW = Row("", (Trunk(Span([1], [False]), (), (), (0,)),), (Span([2], [True]),))
 TEXTS = [Example(f"row-{n}", (), "Which?", (Response("This."),)) for n in range(60)]
@@ -212,6 +213,40 @@ def test_rows_may_share_a_picture_that_is_not_decoded_yet(tmp_path: Path) -> Non
     with closing(Ahead(4)) as ahead:
         found = list(ahead.map(lambda n: np.asarray(feed.read(examples, n).images[0].convert("RGB")), range(16), ahead=16))
     assert all(np.array_equal(pixels, wanted) for pixels in found)
+
+
+class Counted:
+    """A picture inside a larger file, and how often it was taken from there."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content, self.reads = content, 0
+
+    def __str__(self) -> str:
+        return "here"
+
+    def read(self) -> bytes:
+        self.reads += 1
+        return self.content
+
+
+def test_what_hashes_a_picture_and_what_decodes_it_read_it_once(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row for an update, and one for the reference; the hash and the pixels are those of the file."""
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    picture_of(1).save(tmp_path / "1.png")
+    counted = [Counted((tmp_path / "1.png").read_bytes()) for _ in range(3)]
+    rows = [replace(pairs[n], images=(picture,)) for n, picture in enumerate(counted)]
+    setup, told = build(fresh(shared_mllm), DPO(), rows, None, Settings(batch=2), ALL, tmp_path / "run")
+    with closing(setup.ahead):
+        before = [picture.reads for picture in counted]
+        made = setup.encode(rows[2])
+        list(reference.compute(setup, setup.data.examples, told))
+        assert [picture.reads - once for picture, once in zip(counted, before, strict=True)] == [2, 1, 2], "the first is the filler, too"
+        lying = setup.encode(replace(rows[2], images=(tmp_path / "1.png",)))
+        with pytest.raises(BadInput, match=r"row pair-2: image not found: .*2\.png"):
+            setup.encode(replace(rows[2], images=(tmp_path / "2.png",)))
+    assert made.asks == lying.asks and torch.equal(*(row.trunks[0].images[0].inputs["pixel_values"] for row in (made, lying)))
 
 
 def test_workers_change_no_bit_of_a_training(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
