@@ -153,8 +153,16 @@ def model_of(home: Path, name: str) -> Path:
     return home / told["name"] / (arms[0] if stage == "post" else stage) / "model"
 
 
-@pytest.mark.parametrize("mask", get_args(LabelMask))
-@pytest.mark.parametrize("folder", sorted({name.rpartition("/")[0] for name in FILES}))
+def masked() -> list[Any]:
+    """Each folder of recipes with each label mask; those that its files do not say are slow."""
+    said: dict[str, set[str]] = {}
+    for name in FILES:
+        said.setdefault(name.rpartition("/")[0], set()).add(TABLE[name.removeprefix(HOME)]["label_mask"])
+    cases = [(folder, mask) for folder in sorted(said) for mask in get_args(LabelMask)]
+    return [pytest.param(folder, mask, marks=[] if mask in said[folder] else pytest.mark.slow) for folder, mask in cases]
+
+
+@pytest.mark.parametrize(("folder", "mask"), masked())
 def test_the_stages_run_one_after_the_other(
     folder: str, mask: str, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
