@@ -284,6 +284,26 @@ assert all(t.right(rows, number) for number in t.shuffled(200, int(sys.argv[2]),
     assert names <= {f"{number}.arrow" for number in range(20)} and len(names) > 15, "some may be walked to the end"
 
 
+@pytest.mark.slow
+def test_a_group_of_4000_photos_is_read_and_copied_in_half_a_gigabyte(tmp_path: Path) -> None:
+    """400 MB of bytes that cannot be compressed, of which parquet makes pages of a thousand rows."""
+    pq.write_table(pa.table({"image": [random.Random(row).randbytes(100_000) for row in range(4000)]}), tmp_path / "a.parquet")
+    script = """
+import random, sys
+from pathlib import Path
+from pivot.data.tables import copies, table
+copies.RESERVE = 0
+rows = table.table(Path(sys.argv[1]))
+for row in (0, 2999, 3999, 5, 2000):
+    assert rows[row]["image"].read() == random.Random(row).randbytes(100_000)
+(peak,) = [line.split() for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(int(peak[1]) / 2**20)
+"""
+    told = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.parquet")], capture_output=True, text=True, check=True)
+    assert [path.name for path in kept(tmp_path / "cache")] == ["0.arrow"]
+    assert float(told.stdout) < 0.5
+
+
 @pytest.mark.parametrize("lack", ["room", "folder", "rights", "full"])
 def test_where_copies_cannot_be_written_rows_are_read_all_the_same_and_it_is_told_once(
     lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

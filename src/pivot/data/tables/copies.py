@@ -42,13 +42,14 @@ def value(group: Group, row: int) -> Any:
 
 def _found(group: Group, row: int) -> pa.Scalar:
     walk = _walks.of(group)
-    found = walk.at(row) if walk else None
-    if found is None:
-        copied = _copied(group)
-        if copied is None and (walk or group in _walks.left):
-            copied = _copy(group)
-        found = None if copied is None else copied[row]
-    return _walks.begin(group).at(row) if found is None else found
+    if walk and (found := walk.at(row)) is not None:
+        return found
+    passed = walk is not None
+    del walk  # what it holds may be 200 MB, and a copy takes as many
+    copied = _copied(group)
+    if copied is None and (passed or group in _walks.left):
+        copied = _copy(group)
+    return copied[row] if copied is not None else _walks.begin(group).at(row)
 
 
 def _copied(group: Group) -> pa.ChunkedArray | None:

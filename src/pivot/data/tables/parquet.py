@@ -117,7 +117,7 @@ def _hash(kept: Path, rows: int) -> str | None:
 def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
     """Write the copy: text as it is, of pictures whether they are there and how they are called. Returns its hash."""
     try:
-        with pq.ParquetFile(file, pre_buffer=False) as opened, whole_file(kept) as unfinished:
+        with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened, whole_file(kept) as unfinished:
             rows, done = opened.metadata.num_rows, 0
             batches = _even(_text(opened, pictures))
             first = next(batches, None)
