@@ -140,7 +140,10 @@ def _bare(number: int, example: Example, meta: dict[str, str], roles: Sequence[s
 
 
 def counter(source: str) -> Count:
-    """Tokens of a text as the tokenizer of a folder or of a Hub model (`hf:OWNER/NAME`) counts them."""
+    """Tokens of a text as the tokenizer of a folder or of a Hub model (`hf:OWNER/NAME`) counts them.
+
+    Beside a torchvision that was made for another torch, transformers opens none before `pivot.encoder` is imported.
+    """
     from transformers import AutoTokenizer
 
     if not source.startswith("hf:") and not Path(source).is_dir():
