@@ -21,7 +21,9 @@ from pivot.runfolder import RunFolder
 from pivot.stages import Stage, stages
 
 if TYPE_CHECKING:
+    from pivot.model.lora import Adapters
     from pivot.model.memory import Memory
+    from pivot.train import Rates
 
 # Dense operations a second at full clock: bf16 on tensor cores, fp32 without TF32, which PyTorch leaves off. From the makers' data
 # sheets: NVIDIA A100 80GB SXM, H100 SXM and PCIe, H200 SXM, L40S (there with sparsity: halved), GeForce RTX 4090 (Ada whitepaper).
@@ -113,40 +115,58 @@ class Sizes:
         return {"examples": len(lookup.find("bench", use["use"])(**knobs).examples())}  # its own items
 
     def _training(self, teaching: Teaching) -> dict[str, Any]:
-        """Tokens and FLOPs are those of all epochs, and with a reference of computing it once: nothing of it may be cached yet."""
-        from pivot.model.flops import row_flops
+        """With the model as it would train."""
         from pivot.train import Rates
-        from pivot.train.parts import freeze
+        from pivot.train.parts import adapt, freeze
+
+        mllm, rates = self.rehearsal.mllm, Rates(**teaching.rates)
+        freeze(mllm, rates)
+        adapters = adapt(mllm, rates, teaching.settings)
+        try:
+            return self._taught(teaching, rates, adapters)
+        finally:
+            if adapters:
+                adapters.remove(mllm.model)
+
+    def _taught(self, teaching: Teaching, rates: Rates, adapters: Adapters | None) -> dict[str, Any]:
+        """Tokens and FLOPs are those of all epochs, and with a reference of computing it once: nothing of it may be cached yet.
+
+        Replies that the model writes itself are taken to be as long as they may be. A separate critic is not in it.
+        """
+        from pivot.model.flops import row_flops
 
         mllm, settings, objective = self.rehearsal.mllm, teaching.settings, teaching.made
         reading = self.rehearsal.reading(teaching)
         if teaching.section.validation:
             self.rehearsal.reading(teaching, teaching.section.validation)
-        rates = Rates(**teaching.rates)
-        freeze(mllm, rates)
         steps = settings.steps(reading.examples)
         reads = settings.epochs * min(reading.examples, steps // settings.epochs * settings.batch)  # rows, in all epochs
-        options: dict[str, Any] = {"backend": settings.backend, "trained": rates.trained(), "checkpointing": settings.checkpointing}
-        costs = [row_flops(mllm.model.config, row, **options) for row in reading.rows]
-        flops = mean(costs) * reads
-        if objective.needs_reference:
-            once = [row_flops(mllm.model.config, row, settings.backend, backward=False) for row in reading.rows]
-            flops += mean(once) * reading.examples
+        options: dict[str, Any] = {"backend": settings.backend, "adapters": adapters}
+        training: dict[str, Any] = {**options, "trained": rates.trained(), "checkpointing": settings.checkpointing}
+        costs = [row_flops(mllm.model.config, row, **training) for row in reading.rows]
+        once = [row_flops(mllm.model.config, row, **options, backward=False) for row in reading.rows]
+        # Written by the model itself, each row is sampled, and scored as often as the objective asks for.
+        before = (
+            reads * (1 + objective.needs_old + objective.needs_reference)
+            if objective.online
+            else reading.examples * objective.needs_reference
+        )
+        flops = mean(costs) * reads * objective.passes + mean(once) * before
         return {
             "examples": reading.examples,
-            "steps": steps,
-            "image_tokens": round(mean(row.image_tokens for row in reading.rows) * reads),
-            "text_tokens": round(mean(row.text_tokens for row in reading.rows) * reads),
+            "steps": steps * objective.passes,
+            "image_tokens": round(mean(row.image_tokens for row in reading.rows) * reads * objective.passes),
+            "text_tokens": round(mean(row.text_tokens for row in reading.rows) * reads * objective.passes),
             "parameters": sum(weight.numel() for weight in mllm.model.parameters() if weight.requires_grad),
             "flops": flops,
             "error": _error(costs) if len(reading.rows) < reading.examples else 0.0,
             "too_long": sum(row.length > settings.limit for row in reading.rows) / len(reading.rows) if settings.limit else 0.0,
             "cut": sum(row.cut for row in reading.rows) / len(reading.rows),
             "gpu_hours": self.machine.hours(flops, settings.precision),
-            "memory": self._held(teaching, reading),
+            "memory": self._held(teaching, reading, adapters),
         }
 
-    def _held(self, teaching: Teaching, reading: Reading) -> dict[str, Any]:
+    def _held(self, teaching: Teaching, reading: Reading, adapters: Adapters | None) -> dict[str, Any]:
         """Bytes on each GPU, with checkpointing as the recipe has it and otherwise."""
         from pivot.model.memory import largest, memory
 
@@ -154,9 +174,9 @@ class Sizes:
         micro = min(settings.micro, -(-settings.batch // self.machine.gpus))
         batch = largest(reading.rows, micro, model.config, settings.backend, settings.packing)
         trained = tuple(part for part, rate in teaching.rates.items() if rate)
-        key = (trained, settings.precision, batch.rows, batch.tokens, batch.supervised, batch.segment is None)
+        key = (trained, adapters, settings.precision, batch.rows, batch.tokens, batch.supervised, batch.segment is None)
         if key not in self._memory:
-            self._memory[key] = memory(model, batch, settings.precision, self.machine.gpus)
+            self._memory[key] = memory(model, batch, settings.precision, self.machine.gpus, adapters)
         without, with_ = self._memory[key]
         chosen, other = (with_, without) if settings.checkpointing else (without, with_)
         return {

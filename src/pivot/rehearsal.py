@@ -112,7 +112,7 @@ class Rehearsal:
             if mllm.family.view == "picture":  # else a picture's shape decides how many tokens it becomes
                 rest = set(range(len(examples))) - set(whole)
                 rows |= {number: unseen(examples[number], mllm, settings, sight) for number in rest}
-            self._encoded[key] = Reading(count, [rows[number] for number in sorted(rows)])
+            self._encoded[key] = Reading(count, [replied(rows[number], teaching.made) for number in sorted(rows)])
         return self._encoded[key]
 
     def try_all(self, stages: Iterable[Stage]) -> None:
@@ -121,6 +121,11 @@ class Rehearsal:
             if stage.kind in TRAINING and stage.kind != "pretrain":
                 teaching = Teaching.of(self.recipe, stage)
                 self.reading(teaching)
+                if teaching.settings.lora:
+                    from pivot.train import Rates
+                    from pivot.train.parts import asked as adapters_asked
+
+                    adapters_asked(self.mllm, Rates(**teaching.rates), teaching.settings)
                 if teaching.section.validation:
                     self.reading(teaching, teaching.section.validation)
             elif stage.kind == "pretrain" and self.recipe.pretrain:
@@ -132,6 +137,15 @@ class Rehearsal:
 def spread(size: int, most: int) -> list[int]:
     """At most so many numbers below `size`, as far apart as they can be."""
     return list(range(size)) if size <= most else [number * size // most for number in range(most)]
+
+
+def replied(row: Row, objective: Any) -> Row:
+    """A row as it will be learned from. What the model will write is taken to be as long as it may be."""
+    if not objective.online:
+        return row
+    from pivot.model.rollout import answered
+
+    return answered(row, [[0] * objective.max_new] * objective.k)
 
 
 def asked(settings: Settings) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from pydantic import Field
 from pivot.data.lazy import Lazy
 from pivot.objective import _contract
 from pivot.objective._contract import Logps, Metrics
-from pivot.records import Example
-from pivot.reward._contract import Spec
+from pivot.records import BadInput, Example
+from pivot.reward._contract import Spec, needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +69,13 @@ class Online(_contract.Objective):
     kl: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     online: ClassVar[bool] = True
 
+    def __post_init__(self) -> None:
+        given = {"score": ("reward_model", self.reward_model), "ask": ("chat", self.chat)}
+        for what in sorted(needs(self.reward)):
+            name, value = given[what]
+            if value is None:
+                raise BadInput(f"reward '{self.reward['name']}' judges with a model; give the objective {name}")
+
     @property
     def sampling(self) -> Sampling:
         from pivot.model.rollout import Sampling
@@ -101,6 +108,11 @@ class Online(_contract.Objective):
         raise NotImplementedError
 
 
+def level(rewards: Tensor) -> Tensor:
+    """(P, k) -> (P,) whether all replies to a prompt earned the same. Their standard deviation need not be zero: means are rounded."""
+    return rewards.amax(dim=1) == rewards.amin(dim=1)
+
+
 def graded(rollouts: Rollouts) -> Metrics:
     """What is told of rewards, whatever is made of them. Names are TRL's."""
     import torch
@@ -110,7 +122,7 @@ def graded(rollouts: Rollouts) -> Metrics:
     return {
         "reward": rewards.mean(),
         "reward_std": spread.mean(),
-        "frac_reward_zero_std": (spread == 0).double().mean(),
+        "frac_reward_zero_std": level(rewards).double().mean(),
         "completions/clipped_ratio": (~rollouts.finished).double().mean(),
     }
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pivot.objective._contract import Counts, Logps, Metrics
-from pivot.objective._online import Online, Rollouts, clipped, flat, graded, watched
+from pivot.objective._online import Online, Rollouts, clipped, flat, graded, level, watched
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Objective(Online):
     kl_horizon: Annotated[int, Field(ge=1)] = 10_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.k < 2:
             raise BadInput(f"grpo compares replies to one prompt, so k must be at least 2, not {self.k}")
         if self.kl_target is not None and not self.kl:
@@ -61,7 +62,7 @@ class Objective(Online):
     def appraise(self, rollouts: Rollouts, state: dict[str, float]) -> tuple[dict[str, Logps], Metrics, dict[str, float]]:
         """Advantages; and the weight of the KL term, steered by how far these replies are from the reference."""
         rewards, metrics = rollouts.rewards, graded(rollouts)  # (P, k)
-        advantages = rewards - rewards.mean(dim=1, keepdim=True)
+        advantages = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(level(rewards)[:, None], 0)
         if self.scale:
             advantages = advantages / (rewards.std(dim=1, keepdim=True) + EPSILON)
         if self.kl_target is not None and rollouts.logps is not None and rollouts.reference is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -15,7 +14,7 @@ from pivot.knobs import fill
 from pivot.model import Scorer
 from pivot.model.critic import Critic, load
 from pivot.objective._online import Online
-from pivot.records import BadInput, Example, Response
+from pivot.records import Example, Response
 from pivot.reward._contract import Ask, Reply, Score, made, needs
 
 AT_ONCE = 8  # rows that a reward model scores, and judges that are asked, at once
@@ -62,7 +61,7 @@ class Judge:
 
     def __init__(self, objective: Online, device: torch.device) -> None:
         wanted = needs(objective.reward)
-        self.learned = Learned(_given(objective.reward_model, "reward_model"), device) if "score" in wanted else None
+        self.learned = Learned(objective.reward_model, device) if "score" in wanted and objective.reward_model else None
         ask = _chat(objective) if "ask" in wanted else None
         self.waits = ask is not None  # for others, so that it pays to ask many at once
         self._reward = made(objective.reward, score=self.learned, ask=ask)
@@ -82,13 +81,7 @@ class Judge:
 def _chat(objective: Online) -> Ask:
     from pivot.chat import Chat
 
-    return Chat(**fill(Chat, _given(objective.chat, "chat"))).ask
-
-
-def _given(value: Any, name: str) -> Any:
-    if value is None:
-        raise BadInput(f"this reward judges with a model; give the objective {name}")
-    return value
+    return Chat(**fill(Chat, objective.chat or {})).ask
 
 
 def told(scores: Sequence[Score]) -> Mapping[str, float]:
