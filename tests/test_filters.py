@@ -93,8 +93,10 @@ def test_borders_of_the_rules_are_the_papers() -> None:
     """Under30: fewer than 30 words. NoThink: fewer than 60. Shifted: more than 100. The official rule: at most 1,500 tokens."""
     rows = [Example(f"{n}", (), "?", (Response("w " * n), Response("no", "rejected"))) for n in (29, 30, 59, 60, 100, 101)]
     held = filters.summary(rows)
-    assert sorted(filters.pick("under30", held, 1)[""].numbers) == [0]
-    assert sorted(filters.pick("nothink", held, 3)[""].numbers) == [0, 1, 2]
+    for rule, fits in (("under30", [0]), ("nothink", [0, 1, 2])):
+        assert sorted(filters.pick(rule, held, len(fits))[""].numbers) == fits
+        with pytest.raises(BadInput, match=f"there are {len(fits)};"):
+            filters.pick(rule, held, len(fits) + 1)
     assert held.marked.tolist() == [False] * 5 + [True]
     for tokens, why in ((1500, None), (1501, "of more than 1,500 tokens")):
         pair = (Response("c" * (tokens - 1)), Response("r" * 9999, "rejected"))
