@@ -337,7 +337,7 @@ BRACE = re.compile(r"\\(?:boxed|fbox)\s*+\{|\\.|[{}]", re.DOTALL)
 DELIMITER = re.compile(r"\$\$?|\\[()\[\]]")
 CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 COMES_TO = re.compile(r"\b(?:is|are|be|equals|gives|get|yields|obtain|therefore|thus|hence|so|answer|result)\b|:(?=\s)", re.IGNORECASE)
-WORDS = re.compile(r"(?<!\\)\b(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|or|and|cm|mm|km|kg|deg)\b)[^\W\d_]{3,}\b", re.IGNORECASE)
+WORDS = re.compile(r"(?<!\\)(?<!\\text\{)\b(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|or|and|cm|mm|km|kg|deg)\b)[^\W\d_]{3,}\b", re.IGNORECASE)
 
 
 def formula(reply: str) -> str | None:
@@ -346,7 +346,7 @@ def formula(reply: str) -> str | None:
         if found:
             return (_last(found, reply) or "").strip() or None
     sentences = [line.strip() for line in reply.splitlines() if line.strip()]
-    tail = COMES_TO.split(sentences[-1])[-1].strip(" \t,.;!*") if sentences else ""
+    tail = COMES_TO.split(sentences[-1])[-1].strip(" \t,.;:!*") if sentences else ""
     if tail and not WORDS.search(tail):
         return tail
     return number(reply)
