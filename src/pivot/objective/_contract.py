@@ -16,6 +16,9 @@ Logps: TypeAlias = "Sequence[Sequence[Tensor]]"  # per example, per response: (s
 Metrics: TypeAlias = "dict[str, Tensor]"
 Head: TypeAlias = Literal["none", "only", "shared", "detached", "separate"]
 
+CERTAIN = 1e-6  # -log p of a token that is as good as certain
+HALF = 0.6931471805599453  # -log p where p and 1 - p are the same
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -38,11 +41,15 @@ class Objective(Protocol):
     the supervised tokens themselves.
     """
 
-    needs_sums: ClassVar[bool] = False  # the state changes with each batch, before its losses
     online: ClassVar[bool] = False  # the model writes the responses itself: `Online` in `_online.py`
 
     @property
     def needs_reference(self) -> bool:
+        return False
+
+    @property
+    def needs_sums(self) -> bool:
+        """Whether the state changes with each batch, before its losses."""
         return False
 
     @property
@@ -97,8 +104,9 @@ def total(logps: Logps, number: int) -> Tensor:
     return torch.stack([example[number].sum() for example in logps])
 
 
-def gain(logps: Logps, reference: Logps, number: int) -> Tensor:
-    """(B,) by how much each response of that number has become likelier than under the reference.
+def gain(logps: Logps, reference: Logps, number: int, weights: Logps | None = None, mean: bool = False) -> Tensor:
+    """(B,) by how much each response of that number has become likelier than under the reference: the sum over its tokens or their
+    mean, each with its weight.
 
     Subtracted token by token: sums of several hundred would lose the digits that matter while the two are close.
     """
@@ -107,7 +115,21 @@ def gain(logps: Logps, reference: Logps, number: int) -> Tensor:
     pairs = [(now[number], before[number]) for now, before in zip(logps, reference, strict=True)]
     if any(now.shape != before.shape for now, before in pairs):
         raise ValueError("reference log-probabilities do not fit the rows: they would be broadcast")
-    return torch.stack([(now - before).sum() for now, before in pairs])
+    steps = [now - before for now, before in pairs]
+    if weights is None:
+        return torch.stack([step.mean() if mean else step.sum() for step in steps])
+    sums = [(step * row[number], row[number]) for step, row in zip(steps, weights, strict=True)]
+    return torch.stack([step.sum() / weight.sum() if mean else step.sum() for step, weight in sums])
+
+
+def log_not(logps: Tensor) -> Tensor:
+    """log(1 - p) from log p. What is certain counts as nearly so, and has no gradient."""
+    import torch
+
+    near = logps.clamp(max=-CERTAIN)
+    # Each form where it loses no digits; the other one's argument is kept away from where its gradient is infinite.
+    small, large = near.clamp(min=-HALF), near.clamp(max=-HALF)
+    return torch.where(near > -HALF, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def length(logps: Logps, number: int) -> Tensor:
