@@ -57,13 +57,13 @@ SIZES = {
 }
 
 
-def build(size: str, device: str, dtype: torch.dtype) -> MLLM:
+def build(size: str, device: str, dtype: torch.dtype, pixels: int = 384) -> MLLM:
     sizes = SIZES[size]
     config = transformers.LlavaConfig(
-        vision_config=transformers.SiglipVisionConfig(image_size=384, patch_size=16, vision_use_head=False, **sizes["vision"]),
+        vision_config=transformers.SiglipVisionConfig(image_size=pixels, patch_size=16, vision_use_head=False, **sizes["vision"]),
         text_config=transformers.Qwen2Config(vocab_size=sizes["words"], tie_word_embeddings=True, **sizes["text"]),
         image_token_index=1,
-        image_seq_length=576,
+        image_seq_length=(pixels // 16) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="full",
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from torch import Tensor
 
 from pivot.data.collate import collate, encode, join
 from pivot.data.turns import formatting
-from pivot.model import MLLM, Scorer, rollout
+from pivot.model import MLLM, Scorer, cache, rollout
 from pivot.model.families import FAMILIES
+from pivot.model.flops import flops
 from pivot.model.languages import LANGUAGES, ROW_BY_ROW
 from pivot.model.rollout import Sampled, Sampling, answered, choose, draws
 from pivot.records import BadInput, Example
@@ -241,6 +244,8 @@ def test_a_trunk_is_prefilled_once_and_rows_that_ended_are_left_out(mllm: MLLM, 
     assert len(shapes["head"]) == max(len(ids) for example in found.ids for ids in example)
     monkeypatch.setattr(rollout, "CROWDED", 0.0)
     assert sampled(mllm, sampling=sampling).ids == found.ids
+    monkeypatch.setattr(cache, "AHEAD", 3)  # then it is copied several times
+    assert sampled(mllm, sampling=sampling).ids == found.ids
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable")
@@ -279,6 +284,39 @@ def test_every_process_takes_as_many_steps_as_the_longest(mllm: MLLM, others: li
     assert others[-1] == 0 and len(others) == len(steps) == 11 and steps[-1] == 1
     monkeypatch.undo()
     assert max(map(len, found.ids[0])) <= 4 and found.ids[0] == [ids[:4] for ids in sampled(mllm, PROMPTS[:1], sampling).ids[0]]
+
+
+@pytest.fixture(scope="module")
+def benchmarks() -> Iterator[tuple[Any, Any]]:
+    """benchmarks/score.py and benchmarks/rollout.py."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        yield importlib.import_module("score"), importlib.import_module("rollout")
+    finally:
+        del sys.path[0], sys.modules["score"], sys.modules["rollout"]
+
+
+def test_scoring_eight_replies_to_a_shared_trunk_costs_under_half(benchmarks: tuple[Any, Any]) -> None:
+    """Of 120 tokens to 196 of a picture and 60 of a prompt, in Qwen2.5-1.5B with SigLIP2-So. Smaller LLMs gain less: their attention,
+    which is as wide as the whole row is long, weighs more beside their weights. The formula is what torch counts, on a smaller one."""
+    score, rollouts = benchmarks
+    shape: Any = ([(14, 14)], rollouts.IMAGE + rollouts.PROMPT, [rollouts.STEP.max_new] * rollouts.STEP.k)
+    assert shape[1:] == (256, [120] * 8)
+    true = score.build("true", "meta", torch.float32, rollouts.PIXELS).model.config
+    assert flops(true, *shape, "shared") <= 0.45 * flops(true, *shape, "repeat")
+    small = score.build("tiny", "meta", torch.float32, rollouts.PIXELS).model.config
+    assert rollouts.counted("tiny", "shared", score.build) == flops(small, *shape, "shared")
+
+
+def test_the_benchmarks_step_runs(benchmarks: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    score, rollouts = benchmarks
+    monkeypatch.setattr(rollouts, "STEP", Sampling(k=2, max_new=3))
+    mllm = score.build("tiny", "cpu", torch.float32, rollouts.PIXELS)
+    scorer = Scorer(mllm)
+    rows = rollouts.generate(scorer, [rollouts.prompt(mllm, number) for number in range(2)])
+    assert [[len(branch) for branch in row.branches] for row in rows] == [[3, 3]] * 2
+    rollouts.learn(scorer, rows)
+    assert mllm.model.model.multi_modal_projector.linear_1.weight.grad.abs().max() > 0
 
 
 # ---- what cannot be asked

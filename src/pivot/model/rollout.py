@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pivot.data.collate import Layout, Row, Stem
 from pivot.data.speech import Span
+from pivot.model.cache import roomy
 from pivot.records import BadInput
 
 UNITS = 1 << 40  # the likeliest token in whole units: sums of these are exact in any order, on any device, and fit 64 bits
@@ -153,7 +154,7 @@ class Writer:
         room = torch.tensor(self._rooms(prompts.lengths, ids, sampling), device=device)[prompt]
         chances = None if uniforms is None else torch.from_numpy(uniforms).to(device).flatten(0, 1)  # (B * k, max_new)
         said = _Said(torch.arange(len(prompt), device=device), self.end)
-        cache: Any = DynamicCache(config=self.llm.config)
+        cache = roomy(self.llm.config)
         states = self._step(embeds, prompts.real.to(device), prompts.positions.to(device), cache)
         if sampling.k > 1:
             cache.reorder_cache(prompt)
@@ -185,7 +186,7 @@ class Writer:
                 raise BadInput(f"row {name}: {told}")
         return [sampling.max_new if self.context is None else min(sampling.max_new, self.context - length) for length in lengths]
 
-    def _step(self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
+    def _step(self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """(R, D) last states of the rows that go on by `embeds`."""
         asked: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         return self.llm(inputs_embeds=embeds, attention_mask=seen, position_ids=positions, **asked).last_hidden_state[:, -1]
