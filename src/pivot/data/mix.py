@@ -83,7 +83,7 @@ def read(path: str | None = None, *, of: Mapping[str, Any], size: int | None = N
     """
     if not of:
         raise BadInput("mix: of names no data; give at least one, as in of={a: {read: llava, path: a.json, weight: 2}}")
-    parts = tuple(_part(str(name), given) for name, given in of.items())
+    parts = tuple(part(str(name), given) for name, given in of.items())
     if size is None:
         size = largest(parts)
     if size < 1:
@@ -91,7 +91,8 @@ def read(path: str | None = None, *, of: Mapping[str, Any], size: int | None = N
     return Mix(parts, size, seed)
 
 
-def _part(name: str, given: Any) -> Part:
+def part(name: str, given: Any) -> Part:
+    """One data set by its description, in one line or with reader and options: what `of` takes, here and in other readers."""
     plain = described(given) if isinstance(given, str) else given
     if not isinstance(plain, Mapping) or not isinstance(plain.get("read"), str):
         raise BadInput(f"mix: part '{name}' must be one line that names data, or a mapping with 'read' and its options, not {given!r}")
