@@ -101,7 +101,7 @@ def test_the_pins_are_plain_and_cover_what_is_declared() -> None:
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     known = {re.sub(r"[-_.]+", "-", name).lower() for name in pins}
     extras = project["optional-dependencies"]
-    for wanted in [*project["dependencies"], *extras["dev"], *extras["encoders"], *extras["gguf"]]:
+    for wanted in [*project["dependencies"], *extras["dev"], *extras["encoders"], *extras["gguf"], *extras["rewards"]]:
         name = re.match(r"[A-Za-z0-9_.-]+", wanted)
         assert name and (wanted.startswith(f"{project['name']}[") or re.sub(r"[-_.]+", "-", name[0]).lower() in known), wanted
 

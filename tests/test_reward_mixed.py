@@ -16,7 +16,7 @@ from pivot.chat import Scripted
 from pivot.knobs import Wrong
 from pivot.records import BadInput, Example
 from pivot.reward import format, judge, learned, open, similar
-from pivot.reward._contract import Reply, Score, check, made, needs
+from pivot.reward._contract import Reply, Score, check, made, needs, scored
 
 
 def example(truth: str | None, kind: str | None = None, **meta: Any) -> Example:
@@ -89,6 +89,20 @@ def test_a_reward_without_its_model_is_refused_before_any_reply() -> None:
         made(nested, score=lambda reply, item: 0.0, ask=None)
     both = made(nested, score=lambda reply, item: float(len(reply)), ask=lambda prompt: "Yes")
     assert both("dogs", example("dog", "open")) == pytest.approx(0.5 + 1 - math.exp(-1))
+
+
+def test_what_a_model_will_be_asked_is_known_before() -> None:
+    """Planted: the true rewards ask for nothing else, so a batch scored ahead is complete, whatever gates and kinds do."""
+    spec = check({"name": "mixed", "gate": True, "kinds": {"open": "open"}, "terms": {"nice": "learned", "good": "judge"}})
+    items = [example("dog", "open"), example("12", "number")]
+    pairs = [(reply, item) for item in items for reply in ("<answer>a cat</answer>", "no tags", "<answer>12</answer>")]
+    asked: set[str] = set()
+    rule = made(spec, score=lambda reply, item: float(asked.add(reply) is None), ask=lambda prompt: "Yes")
+    for pair in pairs:
+        rule(*pair)
+    found = scored(spec, pairs)
+    assert {reply for reply, _ in found} == asked == {"a cat", "12", "dog", *(reply for reply, _ in pairs)}
+    assert len(found) == len({(reply, item.id) for reply, item in found}) and scored(check("digit"), pairs) == []
 
 
 # ---- mixed

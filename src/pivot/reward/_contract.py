@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Annotated, Any, TypeAlias
@@ -115,6 +115,23 @@ def made(spec: Any, **handed: Any) -> Judge:
     if missing:
         raise BadInput(f"reward '{spec['name']}' needs a model to judge with ({', '.join(sorted(missing))}), and none is there; give one")
     return lambda reply, example: judged(spec, reply, example, handed)
+
+
+def scored(spec: Mapping[str, Any], pairs: Iterable[tuple[str, Example]]) -> list[tuple[str, Example]]:
+    """What `score` will be asked under a checked spec, each once: so that a model can score all of it as a batch before.
+
+    It need not be the replies themselves: behind a gate it is their answers, and `open` asks about the example's own answer.
+    """
+    asked: dict[tuple[str, str], tuple[str, Example]] = {}
+
+    def note(reply: str, example: Example) -> float:
+        asked[example.id, reply] = (reply, example)
+        return 0.0
+
+    if "score" in needs(spec):
+        for reply, example in pairs:
+            judged(spec, reply, example, {"score": note, "ask": lambda prompt: ""})
+    return list(asked.values())
 
 
 def judged(spec: Mapping[str, Any], reply: str, example: Example, handed: Mapping[str, Any]) -> Score:
