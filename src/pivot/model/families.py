@@ -37,7 +37,6 @@ class Family:
     view: Literal["picture", "tiles", "patches"] = "picture"  # what its tower sees: whole pictures of one size, tiles of them, any shape
     beside: tuple[str, ...] = ()  # parameters of the projector outside its module
     positions: Callable[[PreTrainedConfig, Layout, Stem], np.ndarray] | None = None  # (axes, T) of a trunk; none: tokens are counted
-    asked: Callable[[Inputs, Tensor], Inputs] = lambda images, at_image: images  # what its own forward takes, given where pictures are
 
     @property
     def merges(self) -> bool:
@@ -55,7 +54,7 @@ def _onevision(model: PreTrainedModel, images: Inputs) -> Tensor:
     return torch.cat(list(model.model.get_image_features(**_once_a_row(images)).pooler_output))
 
 
-def _once_a_row(images: Inputs, at_image: Tensor | None = None) -> Inputs:
+def _once_a_row(images: Inputs) -> Inputs:
     """How many images a row has is noted at each of them, and asked for once."""
     company, rows = images["batch_num_images"].tolist(), list[int]()
     while sum(rows) < len(company):
@@ -65,11 +64,6 @@ def _once_a_row(images: Inputs, at_image: Tensor | None = None) -> Inputs:
 
 def _qwen(model: PreTrainedModel, images: Inputs) -> Tensor:
     return torch.cat(list(model.model.get_image_features(images["pixel_values"], images["image_grid_thw"]).pooler_output))
-
-
-def _and_where(images: Inputs, at_image: Tensor) -> Inputs:
-    """Else `generate` counts pictures like text."""
-    return {**images, "mm_token_type_ids": at_image.int()}
 
 
 def _llava_tap(config: PreTrainedConfig) -> Tap:
@@ -120,11 +114,10 @@ _QWEN: dict[str, Any] = {
     "tap": _qwen_tap,
     "view": "patches",
     "positions": _qwen_positions,
-    "asked": _and_where,
 }
 FAMILIES = (
     Family("llava", features=_llava, **_LLAVA),
-    Family("llava_onevision", features=_onevision, view="tiles", asked=_once_a_row, beside=("model.image_newline",), **_LLAVA),
+    Family("llava_onevision", features=_onevision, view="tiles", beside=("model.image_newline",), **_LLAVA),
     Family("qwen2_vl", **_QWEN),
     Family("qwen2_5_vl", **_QWEN),
 )
