@@ -25,6 +25,7 @@ from pivot.encoder.tower import PivotTower
 from pivot.model import languages
 from pivot.model.branches import Backend
 from pivot.model.families import family
+from pivot.model.lora import Adapters
 
 PARTS = ("tower", "projector", "llm")
 View = tuple[int, int]
@@ -100,11 +101,14 @@ def flops(
     backward: bool = True,
     trained: Collection[str] = PARTS,
     checkpointing: bool = False,
+    adapters: Adapters | None = None,
 ) -> float:
     """Of scoring the responses to a trunk of so many tokens, its images among them, and with `backward` of the gradients too.
 
     `views`: of all its images. `trained`: the parts that have a learning rate; the others need no gradients for their own weights,
     and a tower that is not trained none at all. `checkpointing`: activations are computed once more on the way back.
+    `adapters`: what trains of the LLM in place of its own weights. Gradients for what enters the first layer are counted always, though
+    without another trained part nothing needs them.
     """
     if not response_lengths:
         return 0.0  # nothing is scored, so nothing is run
@@ -116,20 +120,22 @@ def flops(
     projector = 2 * tower.tokens * size.projector
     llm_linear = 2 * sum(lengths) * text.num_hidden_layers * size.layer
     llm_attention = 4 * sum(length**2 for length in lengths) * _width(text) * text.num_hidden_layers
+    low = 2 * sum(lengths) * adapters.weights if adapters else 0
     head = 2 * sum(response_lengths) * size.head
-    forward = tower.patch + tower.below + tower.above + projector + llm_linear + llm_attention + head
+    forward = tower.patch + tower.below + tower.above + projector + llm_linear + low + llm_attention + head
     if not backward or not trained:
         return float(forward)
 
     # Backward: one product for the input's gradient, one for the weight's; attention two for each of its two.
     learns = {part: part in trained for part in PARTS}
-    back = (llm_linear + head) * (1 + learns["llm"]) + 2 * llm_attention
+    back = (llm_linear + head) * (1 + (learns["llm"] and not adapters)) + 2 * low + 2 * llm_attention
     if learns["tower"] or learns["projector"]:
         back += projector * (learns["tower"] + learns["projector"])
     if learns["tower"]:
         back += tower.patch + 2 * tower.below  # pixels need no gradient
     if checkpointing:
-        back += llm_linear + llm_attention - 2 * sum(lengths) * text.num_hidden_layers * size.layer_last
+        last = adapters.last if adapters and adapters.last else text.num_hidden_layers * size.layer_last
+        back += llm_linear + low + llm_attention - 2 * sum(lengths) * last
         back += tower.again * learns["tower"]
     return float(forward + back)
 

@@ -26,6 +26,7 @@ from pivot.encoder import towers
 from pivot.model.branches import Backend, branch_mask, place
 from pivot.model.families import counted, family
 from pivot.model.languages import against_packing, backend
+from pivot.model.lora import Adapters
 from pivot.model.packed import pack
 
 ALIKE = 4  # layers of the LLM that are run, for all of them
@@ -124,8 +125,13 @@ def largest(rows: Sequence[Row], micro: int, config: Any, asked: Backend, packin
     return Batch(pixels, count, tokens, len(placed.read), placed.segment if placed.branched else None)
 
 
-def memory(shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1) -> tuple[Memory, Memory]:
-    """Of training what in this model asks for gradients, without checkpointing and with it. Of weights, only shapes are looked at."""
+def memory(
+    shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1, adapters: Adapters | None = None
+) -> tuple[Memory, Memory]:
+    """Of training what in this model asks for gradients, without checkpointing and with it. Of weights, only shapes are looked at.
+
+    `adapters`: those that were put into it.
+    """
     half = precision == "bf16"
     training = sum(weight.numel() for weight in shell.parameters() if weight.requires_grad)
     facts = {
@@ -134,7 +140,7 @@ def memory(shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1) 
         "optimizer": 2 * WIDTH * training,
     }
     try:
-        kept = _forward(shell, batch, half)
+        kept = _forward(shell, batch, half, adapters)
     except (DataDependentOutputException, DynamicOutputShapeException):  # of towers that pack patches, and LLMs with a state
         unknown = Memory(**facts, activations=None, moment=None)
         return unknown, unknown
@@ -153,11 +159,13 @@ def memory(shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1) 
     )
 
 
-def _forward(shell: PreTrainedModel, batch: Batch, half: bool) -> Kept:
+def _forward(shell: PreTrainedModel, batch: Batch, half: bool, adapters: Adapters | None) -> Kept:
     """What the scorer's forward pass keeps, up to the logits."""
     row, kept = family(shell.config), Kept((batch.tokens, batch.tokens) if batch.segment is None else None)
     with torch.device("meta"):
         model = cast("PreTrainedModel", AutoModelForImageTextToText.from_config(shell.config)).eval()
+    if adapters:
+        adapters.put(model)
     alike = towers.blocks(model.get_submodule(row.llm))
     times = max(1.0, len(alike) / ALIKE)
     del alike[ALIKE:]

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from pivot.data.collate import Row
 from pivot.model.flops import row_flops
+from pivot.model.lora import Adapters
 from pivot.train.parts import Rates
 from pivot.train.settings import Settings
 from pivot.train.state import Setup, State
@@ -20,9 +21,11 @@ from pivot.train.state import Setup, State
 PACKAGES = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
 
 
-def cost(rows: Sequence[Row], config: PreTrainedConfig, settings: Settings, rates: Rates) -> tuple[int, int, float]:
+def cost(
+    rows: Sequence[Row], config: PreTrainedConfig, settings: Settings, rates: Rates, adapters: Adapters | None = None
+) -> tuple[int, int, float]:
     """Image tokens, text tokens and floating-point operations of training on some rows once."""
-    options = {"trained": rates.trained(), "checkpointing": settings.checkpointing}
+    options = {"trained": rates.trained(), "checkpointing": settings.checkpointing, "adapters": adapters}
     work = sum(row_flops(config, row, settings.backend, **options) for row in rows)
     return sum(row.image_tokens for row in rows), sum(row.text_tokens for row in rows), work
 
@@ -51,6 +54,7 @@ def entries(setup: Setup, state: State, stage: str, arm: str, reference: Mapping
         "precision": settings.precision,
         "settings": settings.model_dump(mode="json"),
         "rates": asdict(setup.rates),
+        "lora": setup.adapters and setup.adapters.facts(),
         "parts": setup.proof.facts(),
         "reference": None if reference is None else {key: value for key, value in reference.items() if key != "of"},
         "best": state.best,

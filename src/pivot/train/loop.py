@@ -276,7 +276,7 @@ def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tup
     own = (
         [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
-        cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates),
+        cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates, setup.adapters),
         portion.flops,
         sum(row.cut for row in portion.rows),
         waited - portion.seconds,

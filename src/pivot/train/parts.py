@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from pivot.encoder import towers
 from pivot.model import MLLM
+from pivot.model.lora import Adapters, adapters
 from pivot.records import BadInput, CheckFailed
+from pivot.train.settings import Settings
 
 WITNESSED = 3  # updates after which every part must have shown what its rate says
 SAMPLED = 1024  # values kept of each tensor; an optimiser moves a tensor as a whole, so a sample shows it
@@ -51,6 +53,23 @@ def freeze(mllm: MLLM, rates: Rates) -> None:
         part.requires_grad_(getattr(rates, name) > 0)
     for parameter in towers.idle_parameters(parts["tower"], mllm.tap).values():  # type: ignore[arg-type]
         parameter.requires_grad_(False)
+
+
+def asked(mllm: MLLM, rates: Rates, settings: Settings) -> Adapters | None:
+    """The adapters that settings ask for, if any. What does not fit is a `BadInput`."""
+    if settings.lora is None:
+        return None
+    if not rates.llm:
+        raise BadInput("lora trains the LLM at its rate, and rates.llm is 0: give it a rate, or leave lora out")
+    return adapters(mllm.model, **settings.lora.model_dump())
+
+
+def adapt(mllm: MLLM, rates: Rates, settings: Settings) -> Adapters | None:
+    """Put the adapters that settings ask for into an MLLM, after `freeze`; the same ones in all processes."""
+    found = asked(mllm, rates, settings)
+    if found:
+        found.put(mllm.model, settings.seed)
+    return found
 
 
 def groups(mllm: MLLM, rates: Rates, weight_decay: float) -> tuple[list[dict[str, Any]], list[float]]:
@@ -101,7 +120,8 @@ class Proof:
         """Stop unless every trained part has gradients everywhere and has moved, and nothing frozen has."""
         seen: dict[tuple[str, str], float] = {}
         for (part, name, _), square in zip(self._trained(), self.squares.tolist(), strict=True):
-            owner = (part, name.rpartition(".")[0])  # a module's bias may have no gradient by theory: attention keys'
+            # A module's bias may have no gradient by theory (attention keys'), and an adapter's A has none while B is zero.
+            owner = (part, name.rpartition(".")[0].partition(".lora_")[0])
             seen[owner] = max(seen.get(owner, 0.0), square)
         for part in self.trained:
             silent = [owner for (of, owner), square in seen.items() if of == part and square == 0]

@@ -209,7 +209,7 @@ def _score(setup: Setup, rows: Sequence[Row], filler: Row) -> Entry:
         scores = setup.scorer(send_to_device(collate(piece or [filler]), crew.device))
         if piece:
             found += [[logps.float().cpu().numpy() for logps in row] for row in scores.logps]
-    cost = sum(row_flops(setup.mllm.model.config, row, setup.settings.backend, backward=False) for row in rows)
+    cost = sum(row_flops(setup.mllm.model.config, row, setup.settings.backend, backward=False, adapters=setup.adapters) for row in rows)
     return Entry(found, time.perf_counter() - began, cost)
 
 

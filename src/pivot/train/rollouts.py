@@ -129,7 +129,7 @@ def _roll(setup: Setup, state: State, group: Batches, rows: list[list[Row]], num
             _lay(own, "reference", _scored(setup, replied, filler, "reference")["reference"])
     clock.append(time.perf_counter())
     # Sampling costs what scoring does: every token goes through the LLM once.
-    once = sum(row_flops(setup.mllm.model.config, row, "shared", backward=False) for row in replied)
+    once = sum(row_flops(setup.mllm.model.config, row, "shared", backward=False, adapters=setup.adapters) for row in replied)
     state.rollout, metrics = _appraised(setup, state, _gathered(own), [len(batch) for batch in group])
     times = {f"seconds/{what}": b - a for what, (a, b) in zip(("sampling", "judging", "scoring"), pairwise(clock), strict=True)}
     return Portion(

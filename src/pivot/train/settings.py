@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pivot.knobs import check_keys
 from pivot.train.order import per_epoch
+
+
+class Lora(BaseModel):
+    """Maps of low rank that train in place of the LLM's own weights, at the LLM's rate. Without dropout, as all of training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=128.0, gt=0, description="they count alpha / rank times")
+    targets: tuple[str, ...] = Field(
+        default=("all-linear",), min_length=1, description="linear maps in the LLM's layers, such as q_proj; all-linear = all of them"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, cls):
+            return given
+        check_keys(given, cls.model_fields)
+        return {**given, "targets": [given["targets"]]} if isinstance(given.get("targets"), str) else given
 
 
 class Settings(BaseModel):
@@ -28,6 +49,7 @@ class Settings(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0, description="of weight matrices; norms and biases are left alone")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 = any")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; weights are trained in fp32")
+    lora: Lora | None = Field(default=None, description="the LLM's own weights stay, and what is saved has the maps added to them")
     checkpointing: bool = Field(default=False, description="compute activations again on the way back: less memory, more time")
     backend: Literal["shared", "repeat"] = "shared"
     template: Literal["chat", "plain"] = Field(default="chat", description="plain: a picture and its caption, without chat markup")

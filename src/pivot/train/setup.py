@@ -19,6 +19,7 @@ from pivot.data.lengths import Lengths, lengths
 from pivot.files import hash_json, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import HEAD, Critic, critic, save_head
+from pivot.model.lora import Adapters
 from pivot.objective._contract import Objective
 from pivot.objective._online import Online
 from pivot.plain import differences
@@ -29,7 +30,7 @@ from pivot.train.feed import Ahead, Data
 from pivot.train.judge import Judge
 from pivot.train.launch import accelerator as launched
 from pivot.train.ledger import objective_facts
-from pivot.train.parts import Proof, Rates, freeze, groups
+from pivot.train.parts import Proof, Rates, adapt, freeze, groups
 from pivot.train.reference import identity, row_key
 from pivot.train.settings import Settings
 from pivot.train.state import Rollout, Setup, Spent, State
@@ -51,11 +52,11 @@ def build(
     crew = launched(settings, folder)
     told = identity(mllm.to(dtype="float32"), settings, crew.device)
     set_seed(settings.seed + crew.process_index)
-    freeze(mllm, rates)
     _wake(mllm, settings.checkpointing)
     mark = fingerprint(examples)
+    learner = _learner(mllm, objective, settings)
+    adapters = _free(learner, rates, settings)
     chosen, full = groups(mllm, rates, settings.weight_decay)
-    learner = _learner(mllm, objective, settings, rates)
     beside = learner.own() if isinstance(learner, Critic) else {}
     if beside:
         chosen.append({"params": list(beside.values()), "lr": objective.head_rate, "weight_decay": 0.0})
@@ -71,7 +72,8 @@ def build(
         scorer=scorer,
         optimizer=optimizer,
         full=full,
-        proof=Proof(mllm, rates, crew, beside),
+        adapters=adapters,
+        proof=Proof(mllm, rates, crew, learner.own() if isinstance(learner, Critic) else {}),  # FSDP2 has put others in their places
         watch=Watch(settings.spike),
         data=Data(objective.source(examples)),
         lengths=_lengths(crew, examples, mark) if settings.group_by != "none" else None,
@@ -94,18 +96,24 @@ def build(
     return setup, told
 
 
-def _learner(mllm: MLLM, objective: Objective, settings: Settings, rates: Rates) -> Scorer | Critic:
+def _learner(mllm: MLLM, objective: Objective, settings: Settings) -> Scorer | Critic:
     """What goes through `prepare`: the scorer, with a head beside it if the objective asks for one."""
     scorer = Scorer(mllm, settings.backend, settings.packing)
     if objective.head == "none":
         return scorer
-    made = critic(mllm, scorer, objective.head, getattr(objective, "critic_from", None))
-    if made.beside is not None:
-        freeze(made.beside.mllm, rates)
-    for unread in (made.beside, scorer if objective.head == "only" else None):
+    return critic(mllm, scorer, objective.head, getattr(objective, "critic_from", None)).to(mllm.model.device)
+
+
+def _free(learner: Scorer | Critic, rates: Rates, settings: Settings) -> Adapters | None:
+    """Let the policy, and a critic of its own beside it, train as rates and settings say; each with its own adapters."""
+    scorer, beside = (learner.scorer, learner.beside) if isinstance(learner, Critic) else (learner, None)
+    for one in filter(None, (beside, scorer)):
+        freeze(one.mllm, rates)
+        adapters = adapt(one.mllm, rates, settings)
+    for unread in (beside, scorer if isinstance(learner, Critic) and learner.kind == "only" else None):
         if unread is not None and not unread.config.get_text_config().tie_word_embeddings:
             unread.part("head").requires_grad_(False)  # no log-probability is asked of it
-    return made.to(mllm.model.device)
+    return adapters
 
 
 def _trained(mllm: MLLM) -> dict[str, torch.nn.Parameter]:
@@ -182,15 +190,18 @@ def save(setup: Setup, state: State) -> None:
 
 
 def save_model(setup: Setup, folder: Path) -> None:
-    """Write the MLLM whole. Weights that are spread over processes are gathered in the main one."""
+    """Write the MLLM whole, with its adapters in its weights. What is spread over processes is gathered in the main one."""
     mllm, crew = setup.mllm, setup.accelerator
     spread = crew.distributed_type == DistributedType.FSDP
     weights = {name.removeprefix("scorer."): value for name, value in crew.get_state_dict(setup.scorer).items()} if spread else {}
+    if setup.adapters and not spread:
+        setup.adapters.merge(mllm.model)
     if crew.is_main_process:
         if spread:
             with torch.device("meta"):
                 shell = AutoModelForImageTextToText.from_config(mllm.model.config)
             own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
+            own = setup.adapters.merged(own) if setup.adapters else own
             shell.load_state_dict(own, assign=True)
             shell.tie_weights()
             shell.generation_config = mllm.model.generation_config

@@ -15,6 +15,7 @@ from pivot.data.lengths import Lengths
 from pivot.files import hash_bytes, hash_json
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import Critic
+from pivot.model.lora import Adapters
 from pivot.objective._contract import Objective
 from pivot.pictures import fingerprint as looks
 from pivot.pictures import once
@@ -68,6 +69,7 @@ class Setup:
     scorer: Scorer | Critic  # as accelerator.prepare returns it, and so is the optimiser
     optimizer: torch.optim.Optimizer
     full: Sequence[float]  # learning rate of each optimiser group, before the schedule
+    adapters: Adapters | None  # in the LLM, where it trains through them
     proof: Proof
     watch: Watch
     data: Data
