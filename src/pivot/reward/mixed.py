@@ -83,4 +83,4 @@ def _rule(kind: str | None, kinds: Mapping[Any, Any], otherwise: Mapping[str, An
         return dict(kinds[kind])
     if otherwise:
         return otherwise
-    return check(RULES[kind]) if kind in RULES else None
+    return {"name": RULES[kind]} if kind in RULES else None
