@@ -21,6 +21,7 @@ from pivot.runfolder import ORIGINAL, RunFolder
 SKILL = {ORIGINAL: 0.55, "sft": 0.62, "dpo": 0.7}
 RATES = {"sft": 5e-5, "dpo": 1e-5}
 STEPS = 40
+WRITING = {"grpo": 1, "ppo": 2}  # arms that write their own responses, and how often they learn from each
 
 
 def make(
@@ -107,25 +108,32 @@ def linear(arm: str, seed: int, ability: float, dice: np.random.Generator) -> Me
 def training(folder: RunFolder, arm: str, seed: int, dice: np.random.Generator, place: int) -> None:
     """metrics.jsonl and ledger.json of stage post."""
     sides, rate = (1, RATES.get(arm, 1e-5)) if arm == "sft" else (2, RATES.get(arm, 1e-5))
+    writes = arm in WRITING
     lines = []
     for step in range(STEPS + 1):
         fall = math.exp(-step / 15)
         for kind in [*(["train"] if step else []), *(["eval"] if step % 10 == 0 else [])]:
             noise = (0.12 if kind == "train" else 0.02) * dice.standard_normal()
             line: dict[str, Any] = {"step": step, "kind": kind, "loss": (1.4 if sides == 1 else 0.1) + 0.6 * fall + 0.3 * noise}
-            if sides == 2:
+            if writes:
+                line |= {"reward": 0.4 + 0.3 * (1 - fall) + noise, "frac_reward_zero_std": 0.2 * fall, "sampler/difference": 1e-6}
+                line |= {"completions/mean_length": 6 + noise, **({"loss": -float(line["reward"])} if kind == "eval" else {})}
+            elif sides == 2:
                 line |= {"rewards/margins": 2 * (1 - fall) + noise, "rewards/accuracies": min(1.0, 0.5 + 0.3 * (1 - fall) + 0.2 * noise)}
                 line["logps/rejected"] = -9 - 4 * (1 - fall) + noise
-            line["logps/chosen"] = -8 + (1 - fall) + noise
+            line |= {} if writes else {"logps/chosen": -8 + (1 - fall) + noise}
             lines.append(line | {"seconds": 0.4 * step, "lr/tower": rate * (1 - step / STEPS)})
     write_jsonl(folder.post(arm, seed) / "metrics.jsonl", lines)
     objective = {"name": arm, "beta": 0.1} if sides == 2 else {"name": arm}
-    reference = {"seconds": 9.5, "flops": 4.1e12, "cached": False} if sides == 2 else None
+    learns = "the chosen response alone" if sides == 1 else "the chosen and the rejected response"
+    reference = {"seconds": 9.5, "flops": 4.1e12, "cached": False} if sides == 2 and not writes else None
     ledger = {"stage": "post", "arm": arm, "seed": seed, "objective": objective, "examples": 1280, "epochs": 1, "batch": 32, "steps": STEPS}
     ledger |= {"image_tokens": 1280 * 36, "text_tokens": 1280 * 22 * sides, "flops": 1.9e13 * (1 + 0.35 * (sides - 1)), "device": "cpu"}
     ledger |= {"seconds": 31.4 + 11 * place, "precision": "fp32", "rates": dict.fromkeys(("tower", "projector", "llm"), rate)}
     ledger |= {"parts": {part: {"trained": True, "gradient": 0.12, "moved": 0.003} for part in ("tower", "projector", "llm")}}
     ledger |= {"ids_sha256": f"{seed:02d}" + "ab" * 31, "versions": {"torch": "2.13.0"}, "reference": reference, "processes": 1}
+    ledger |= {"learns": "its prompt and 4 replies that the model writes itself" if writes else learns, "passes": WRITING.get(arm, 1)}
+    ledger |= {"steps": STEPS * WRITING[arm], "written_tokens": 7680} if writes else {}
     ledger |= {"settings": {"schedule": "cosine", "warmup": 0.03, "keep": "last", "seed": seed}, "best": [STEPS, 0.4]}
     ledger |= {"alarms": [] if sides == 1 else ["lengths/chosen went from 9 to 14 tokens: rows are not mixed, or lengths are being gamed"]}
     write_json(folder.post(arm, seed) / "ledger.json", ledger)

@@ -185,6 +185,16 @@ def test_what_changes_memory_and_reports_alone_may_change_on_a_rerun(small: str,
     assert recipe.load(str(folder.recipe_file)) == other
 
 
+def test_which_rates_were_tried_may_be_told_afterwards_but_not_which_was_chosen(small: str, tmp_path: Path) -> None:
+    folder, told = RunFolder(tmp_path / "run"), recipe.load(small, ["arms.dpo.tried=[1e-6, 1e-5]"])
+    recipe.freeze(recipe.load(small), folder)
+    folder.mark("report")
+    recipe.freeze(told, folder)
+    assert recipe.load(str(folder.recipe_file)).arms["dpo"].tried == (1e-6, 1e-5)
+    with pytest.raises(BadInput, match=r"changed: arms\.dpo\.rates\.tower"):
+        recipe.freeze(recipe.load(small, ["arms.dpo.tried=[1e-6, 1e-5]", "arms.dpo.rates.tower=1e-6"]), folder)
+
+
 @pytest.mark.parametrize(
     ("change", "place", "advice"),
     [
@@ -200,6 +210,10 @@ def test_what_changes_memory_and_reports_alone_may_change_on_a_rerun(small: str,
         ("arms.dpo.rates.tower=-1", "arms.dpo.rates.tower", "greater than or equal to 0"),
         ("arms.dpo.rates={tower: 0, projector: 0, llm: 0}", "arms.dpo.rates", "give a part a learning rate"),
         ("arms.dpo.rates=null", "arms.dpo.rates: is missing", "give both objective and rates"),
+        ("arms.dpo.tried=[2e-5, 3e-5]", "arms.dpo.tried: holds none of the arm's rates", "the chosen one among them"),
+        ("arms.dpo.tried=[]", "arms.dpo.tried", "at least 1"),
+        ("arms.dpo.tried=[1e-5, -1]", "arms.dpo.tried.1", "greater than 0"),
+        ("arms.original.tried=[1e-5]", "arms.original.tried: holds none of the arm's rates", "list all"),
         ("arms.original={objective: {name: sft}, rates: {tower: 1, projector: 0, llm: 0}}", "arms.original", "another name"),
         ("post.batch=many", "post.batch", "not 'many'"),
         ("post.data=pears", "post.data: no data named 'pears'", "did you mean 'pairs'?"),
@@ -223,7 +237,7 @@ def test_what_changes_memory_and_reports_alone_may_change_on_a_rerun(small: str,
         ("probes.linear={}", "probes.linear.data: is missing", "pairs, heldout"),
         ("arms.dpo.objective.beta=.inf", "arms.dpo.objective.beta", "finite"),
         ("arms.dpo.objective.gamma=1e400", "arms.dpo.objective.gamma", "finite"),
-        ("arms.dpo.objective.name=..", "arms.dpo.objective: no objective named '..'", "known: dpo, sft"),
+        ("arms.dpo.objective.name=..", "arms.dpo.objective: no objective named '..'", "known: dpo, "),
         ("arms.dpo.objective.name=a..b", "no objective named 'a..b'", "known: "),
         ("arms.dpo.objective.name=_contract", "pivot.objective._contract has no 'Objective'", "must export"),
         ("post.weight_decay=.inf", "post.weight_decay", "finite"),

@@ -16,6 +16,8 @@ from typing import Any
 
 import fake_run
 import pytest
+import yaml
+from markupsafe import escape
 from PIL import Image
 
 from pivot import markup
@@ -172,6 +174,76 @@ def test_equal_ledgers_differ_in_nothing() -> None:
     told = matching([{**one, "settings": settings[0], "best": [3, 0.1]}, {**one, "arm": "b", "settings": settings[1], "best": [4, 0.2]}])
     assert "Settings differ: label mask (a clean and b llava_next)." in told["differ"]
     assert "The weights are those with the lowest held-out loss: a from step 3 and b from step 4." in told["differ"]
+
+
+def test_arms_that_write_their_own_responses_are_matched_by_their_rows_and_differ_in_what_they_write(tmp_path: Path) -> None:
+    """ppo goes through each batch twice, so it takes twice as many updates over the same rows."""
+    run = fake_run.make(tmp_path / "demo", arms=("original", "sft", "dpo", "grpo", "ppo"), size=8)
+    found = collect.collect(run)
+    (judged,) = found["matching"]
+    assert judged["matched"] is True and "in 40 steps of 32" in judged["same"][0]
+    assert judged["differ"][1:3] == [
+        "Of each example sft learns from the chosen response alone; dpo learns from the chosen and the rejected response; "
+        "grpo and ppo learn from its prompt and 4 replies that the model writes itself.",
+        "By design ppo takes 2 updates from each batch, the others one: steps are counted once through the rows.",
+    ]
+    assert "Tokens of replies that the model wrote itself, which FLOPs and time include: grpo 7,680 and ppo 7,680." in judged["differ"]
+    view = page.view(found)
+    shown = {line["label"]: line["cells"] for of in ("must", "may") for line in view["compared"][0][of]}
+    assert shown["steps"] == ["40"] * 4 and shown["updates from each batch"] == ["1", "1", "1", "2"]
+    assert shown["tokens it wrote itself"] == ["0", "0", "7,680", "7,680"]
+    edit(run.post("ppo", 0) / "ledger.json", lambda ledger: ledger.update(passes=1))
+    assert collect.collect(run)["matching"][0]["faults"] == ["The arms differ in steps: sft 40, dpo 40, grpo 40 and ppo 80 (seed 0)."]
+
+
+def test_of_an_arm_that_writes_its_own_responses_the_reward_is_drawn_and_not_the_loss(tmp_path: Path) -> None:
+    """Its loss hovers around zero, and held out it is the reward with another sign."""
+    view = page.view(collect.collect(fake_run.make(tmp_path / "demo", arms=("original", "dpo", "grpo"), size=8)))
+    drawn = [(one["caption"], one["means"]) for one in view["curve_figures"]]
+    assert [means for caption, means in drawn if caption == "Loss"] == ["of dpo"]
+    assert "Reward" in dict(drawn) and "grpo" in next(one["svg"] for one in view["curve_figures"] if one["caption"] == "Reward")
+    held = {line["where"]: dict(zip(view["held"], line["cells"], strict=True)) for line in view["heldout"]}
+    assert held["grpo, seed 0"]["loss"] == words.NONE == held["dpo, seed 0"]["reward"]
+    assert held["grpo, seed 0"]["reward"] != words.NONE != held["dpo, seed 0"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("tried", "says"),
+    [
+        ({}, []),
+        ({"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-6, 1e-5, 1e-4]}, []),
+        (
+            {"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-5]},
+            ["Learning rates were chosen among 3 for sft and 1 for dpo: the arms were not searched alike."],
+        ),
+        (
+            {"sft": [1e-5, 5e-5, 1e-4]},
+            [
+                "Learning rates were chosen among 3 for sft; of dpo the recipe does not say: "
+                "whether the arms were searched alike is not known."
+            ],
+        ),
+        (
+            {"sft": [1e-5, 5e-5], "dpo": [1e-5, 5e-6]},
+            [
+                "The rate of sft is the largest of those tried (1 × 10⁻⁵, 5 × 10⁻⁵): a better one may lie beyond.",
+                "The rate of dpo is the largest of those tried (5 × 10⁻⁶, 1 × 10⁻⁵): a better one may lie beyond.",
+            ],
+        ),
+    ],
+)
+def test_a_search_that_was_not_the_same_for_all_arms_is_warned_of(run: RunFolder, tried: dict[str, list[float]], says: list[str]) -> None:
+    """In the recipe once; then in results.json, beside the verdict and where the arms are compared."""
+    plain = yaml.safe_load(run.recipe_file.read_text())
+    for arm, rates in tried.items():
+        plain["arms"][arm]["tried"] = rates
+    run.recipe_file.write_text(yaml.safe_dump(plain, sort_keys=False))
+    found = collect.collect(run)
+    assert [fact.replace(words.THIN, " ") for fact in found["matching"][0]["wary"]] == says
+    assert {arm: of["tried"] for arm, of in found["arms"].items()} == {"original": None, "sft": tried.get("sft"), "dpo": tried.get("dpo")}
+    notes = page.view(found)["outcome"]["notes"]
+    assert notes[: len(says)] == found["matching"][0]["wary"] and len(notes) > len(says)
+    assert all(str(escape(fact)) in page.render(found) for fact in found["matching"][0]["wary"])
 
 
 # ---- what is broken

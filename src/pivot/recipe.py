@@ -29,6 +29,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
 FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to", "workers")}
 PARTS = {"init": ("encoder", "llm"), "encoder": ("init",), "llm": ("init",)}  # what a recipe begins with, and what can stand for it
+RECORD = re.compile(r"arms\.(.+)\.tried")  # and what it only says: this may be told afterwards
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
 NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
@@ -113,11 +114,16 @@ class Arm(Section):
 
     objective: Annotated[dict[str, Any], _module("objective", "name")] | None = None
     rates: Rates | None = None
+    tried: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(
+        default=None, min_length=1, description="the learning rates among which the arm's own was chosen: for the report alone"
+    )
 
     @model_validator(mode="after")
     def _both(self) -> Arm:
         if bool(self.objective) != bool(self.rates):
             raise Wrong(("rates" if self.objective else "objective",), "is missing; give both objective and rates, or neither")
+        if self.tried and not set(self.tried) & set(self.rates.model_dump().values() if self.rates else ()):
+            raise Wrong(("tried",), "holds none of the arm's rates; list all that were tried, the chosen one among them")
         return self
 
 
@@ -351,7 +357,7 @@ def freeze(recipe: Recipe, folder: RunFolder) -> None:
     before = folder.recipe_file.read_text(encoding="utf-8") if folder.recipe_file.exists() else None
     if before is not None and folder.started():
         frozen = validate(parse(before, str(folder.recipe_file)), str(folder.recipe_file))
-        changed = [key for key in differences(frozen.plain(), recipe.plain()) if key not in FREE]
+        changed = [key for key in differences(frozen.plain(), recipe.plain()) if key not in FREE and not RECORD.fullmatch(key)]
         if changed:
             raise BadInput(
                 f"{folder.path} was made with another recipe (changed: {', '.join(changed)}); give this one another out= or name="

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 QUICK = 2.0  # seconds of work that need no bar
 PAUSE = 10.0  # seconds between lines where there is no terminal
-SHOWN = ("loss", "rewards/accuracies")  # metrics worth a place beside the bar
+# Metrics worth a place beside the bar. Where the model writes its own responses, those from "reward" on; the loss says nothing there.
+SHOWN = ("loss", "rewards/accuracies", "reward", "frac_reward_zero_std", "sampler/difference")
 
 
 class Screen:
@@ -31,6 +32,7 @@ class Screen:
         self.begun = self.said = time.monotonic()
         self.first: tuple[int, float] | None = None  # how far the first event was, and when: a resumed stage does not begin at 0
         self.stage, self.total = "", 0
+        self.shown: dict[str, float] = {}  # the newest of each metric: not every update has all
         self.bar: Progress | None = None
         self.task: TaskID | None = None
 
@@ -48,7 +50,7 @@ class Screen:
             self._progress(event.stage, event.facts)
         elif event.kind == "begin":
             self.begun = self.said = time.monotonic()
-            self.first, self.stage = None, event.stage
+            self.first, self.stage, self.shown = None, event.stage, {}
         else:
             self._end_bar()
             seconds = time.monotonic() - self.begun
@@ -63,13 +65,14 @@ class Screen:
         if what != self.stage:
             self._end_bar()
             self.begun = self.said = time.monotonic()
-            self.first, self.stage = None, what
+            self.first, self.stage, self.shown = None, what, {}
         self._progress(what, {"done": done, "total": total})
         if done >= total:
             self._end_bar()
 
     def _progress(self, stage: str, facts: Mapping[str, Any]) -> None:
         done, total = facts["done"], facts["total"]
+        self.shown |= {name: facts[name] for name in SHOWN if name in facts}
         now = time.monotonic()
         if "message" in facts:
             self.say(f"{stage}: {facts['message']}")
@@ -77,7 +80,8 @@ class Screen:
             self.first, self.total = (done, now), total
         if now - self.begun < QUICK:
             return
-        beside = "  ".join(f"{name} {facts[name]:.3g}" for name in SHOWN if name in facts)
+        told = [name for name in SHOWN if name in self.shown and not (name == "loss" and "reward" in self.shown)]
+        beside = "  ".join(f"{name} {self.shown[name]:.3g}" for name in told)
         rate = (done - self.first[0]) / (now - self.first[1]) if now > self.first[1] else 0.0
         pace = f"{rate:.3g}/s, {duration((total - done) / rate)} left" if rate else ""
         if self.terminal is not None:

@@ -72,6 +72,11 @@ class Objective(Protocol):
         """Responses per example."""
         ...
 
+    @property
+    def learns(self) -> str:
+        """What of each example it learns from, for whoever holds arms against each other."""
+        return "the chosen response alone" if self.k == 1 else "the chosen and the rejected response"
+
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples with the k responses that this objective scores, in its order. A row that lacks one is a `BadInput`."""
         ...

@@ -91,6 +91,11 @@ class Online(_contract.Objective):
         """Whether replies are scored before the first update: else the first update's own log-probabilities are the old ones."""
         return self.rollout * self.passes > 1
 
+    @property
+    def learns(self) -> str:
+        replies = f"{self.k} replies" if self.k > 1 else "a reply"
+        return f"its prompt and {replies} that the model writes itself, judged by reward {self.reward['name']}"
+
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples without responses."""
         return Prompts(examples)

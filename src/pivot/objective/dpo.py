@@ -60,6 +60,10 @@ class Objective(_contract.Objective):
     def k(self) -> int:
         return 3 if self.image else 2
 
+    @property
+    def learns(self) -> str:
+        return f"{super().learns}{', and the chosen one to a crop of the picture' if self.image else ''}"
+
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The first chosen and the first rejected response of each example; and the chosen one to crops, if that is learned from."""
         pairs = Picked(examples, ("chosen", "rejected"))

@@ -88,7 +88,7 @@ def _of_run(run: Run, prefix: str) -> Facts:
         "arms": {prefix + arm: _arm(run, arm) for arm in run.arms},
         "rows": [row for arm in run.arms for kind, name in groups for row in _rows(_seeds(run, arm, kind, name), prefix + arm)],
         "pairs": pairs,
-        "matching": [{"run": run.name, **matching(posts)}] if posts else [],
+        "matching": [{"run": run.name, **matching(posts, run.tried)}] if posts else [],
         "measured": [_shape(run, kind, name) for kind, name in groups],
         "ledgers": [{**ledger, "run": run.name} for ledger in ledgers],
         "curves": [{**what, "run": run.name, "arm": prefix + what["arm"], "lines": lines} for what, lines in curves],
@@ -183,6 +183,7 @@ def _arm(run: Run, arm: str) -> Facts:
         "original": arm == ORIGINAL,
         "trained": arm in run.trained,
         "seeds": seeds if arm in run.trained else [],
+        "tried": run.tried.get(arm),
         "ledgers": ledgers,
     }
 

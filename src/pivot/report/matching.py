@@ -14,15 +14,16 @@ MUST = {  # what arms of a comparison must have in common
     "examples": "number of examples",
     "epochs": "epochs",
     "batch": "batch size",
-    "steps": "steps",
+    "steps": "steps",  # once through the rows of a batch: objectives may learn from them several times
 }
 COSTS = {"text_tokens": "Text tokens", "flops": "FLOPs", "seconds": "Time"}
-SIDES = {"sft": 1, "dpo": 2, "mpo": 2}  # responses that an objective learns from
 NEAR = 0.01  # relative difference below which two costs are called equal
 
 
-def matching(ledgers: Sequence[Facts]) -> Facts:
-    """Judge the ledgers of trained arms: `matched` (None if there are not two to compare), sentences on what is equal and what differs."""
+def matching(ledgers: Sequence[Facts], tried: Mapping[str, Sequence[float] | None] | None = None) -> Facts:
+    """Judge the ledgers of trained arms: `matched` (None if there are not two to compare), sentences on what is equal, what differs,
+    and what to be wary of. `tried`: the learning rates among which each arm's own was chosen, None where the recipe does not say.
+    """
     by_seed: dict[Any, dict[str, Facts]] = {}
     for ledger in ledgers:
         by_seed.setdefault(ledger.get("seed"), {})[str(ledger["arm"])] = ledger
@@ -30,14 +31,20 @@ def matching(ledgers: Sequence[Facts]) -> Facts:
     faults = [fault for seed, group in groups.items() for fault in _faults(seed, group)]
     matched = not faults if groups else None
     first = next(iter(groups.values()), {})
-    return {"matched": matched, "same": [_same(groups)] if matched else [], "faults": faults, "differ": _differ(first) if first else []}
+    return {
+        "matched": matched,
+        "same": [_same(groups)] if matched else [],
+        "faults": faults,
+        "differ": _differ(first) if first else [],
+        "wary": [*_searches(tried or {}), *_edges(tried or {}, first)],
+    }
 
 
 def _faults(seed: Any, group: Group) -> list[str]:
     """What should be equal and is not, or cannot be seen."""
     found = []
     for key, what in MUST.items():
-        values = {arm: ledger.get(key) for arm, ledger in group.items()}
+        values = {arm: (steps(ledger) if key == "steps" else ledger.get(key)) for arm, ledger in group.items()}
         lacking = [arm for arm, value in values.items() if value is None]
         if lacking:
             found.append(f"The ledger of {words.listed(lacking)} does not say its {what} (seed {seed}).")
@@ -45,6 +52,17 @@ def _faults(seed: Any, group: Group) -> list[str]:
             show = words.short if key == "ids_sha256" else words.count
             found.append(f"The arms differ in {what}: {_each(values, show)} (seed {seed}).")
     return found
+
+
+def passes(ledger: Facts) -> int:
+    """How often the rows of a batch were learned from before the next ones came."""
+    given = ledger.get("passes")
+    return given if isinstance(given, int) and given > 0 else 1
+
+
+def steps(ledger: Facts) -> Any:
+    """Updates once through the rows: what arms have in common, however often each goes through a batch."""
+    return ledger["steps"] / passes(ledger) if words.is_number(ledger.get("steps")) else None
 
 
 def _equal(values: Mapping[str, Any]) -> bool:
@@ -60,14 +78,15 @@ def _same(groups: Mapping[Any, Group]) -> str:
     group = next(iter(groups.values()))
     first = next(iter(group.values()))
     seeds = f" Seeds {words.listed([str(seed) for seed in groups])} are matched one by one." if len(groups) > 1 else ""
-    examples, epochs, steps, batch = (words.count(first[key]) for key in ("examples", "epochs", "steps", "batch"))
+    examples, epochs, updates, batch = map(words.count, (first["examples"], first["epochs"], steps(first), first["batch"]))
     read = f"{words.listed(list(group))} read the same {examples} examples in the same order (ids {words.short(first['ids_sha256'])})"
-    return f"{read}, {'once' if epochs == '1' else f'{epochs} times'}, in {steps} steps of {batch}.{seeds}"
+    return f"{read}, {'once' if epochs == '1' else f'{epochs} times'}, in {updates} steps of {batch}.{seeds}"
 
 
 def _differ(group: Group) -> list[str]:
     """Where arms differ by design or in cost."""
-    sentences = [_rates(group), _sides(group), *(_cost(group, key) for key in COSTS), _reference(group), _settings(group), _kept(group)]
+    costs = [*(_cost(group, key) for key in COSTS), _written(group), _reference(group)]
+    sentences = [_rates(group), _sides(group), _passes(group), *costs, _settings(group), _kept(group)]
     for key in ("device", "processes"):
         values = {arm: ledger.get(key) for arm, ledger in group.items()}
         sentences.append("" if _equal(values) else f"They differ in {key}: {_each(values)}.")
@@ -82,21 +101,36 @@ def _rates(group: Group) -> str:
 
 
 def _sides(group: Group) -> str:
-    sides = {arm: SIDES.get(objective(ledger), 0) for arm, ledger in group.items()}
-    if 0 in sides.values() or _equal(sides):
+    """What each arm learns from, in its objective's own words."""
+    sides: dict[str, list[str]] = {}
+    for arm, ledger in group.items():
+        sides.setdefault(str(ledger.get("learns") or ""), []).append(arm)
+    if "" in sides or len(sides) < 2:
         return ""
-    said = {1: "the chosen response alone", 2: "the chosen and the rejected response"}
-    return f"Of each example {words.listed([f'{arm} learns from {said[number]}' for arm, number in sides.items()])}."
+    each = [f"{words.listed(arms)} learn{'s' if len(arms) == 1 else ''} from {what}" for what, arms in sides.items()]
+    return f"Of each example {'; '.join(each)}."
 
 
-def objective(ledger: Facts) -> str:
-    """The name of the objective that a ledger tells of."""
-    of = ledger.get("objective")
-    return str(of.get("name", "")) if isinstance(of, Mapping) else ""
+def _passes(group: Group) -> str:
+    often = {arm: passes(ledger) for arm, ledger in group.items()}
+    if _equal(often):
+        return ""
+    several = [f"{arm} takes {number} updates from each batch" for arm, number in often.items() if number > 1]
+    return f"By design {words.listed(several)}, the others one: steps are counted once through the rows."
+
+
+def _written(group: Group) -> str:
+    wrote = {arm: ledger["written_tokens"] for arm, ledger in group.items() if _positive(ledger.get("written_tokens"))}
+    what = "Tokens of replies that the model wrote itself, which FLOPs and time include"
+    return f"{what}: {_each(wrote, words.count)}." if wrote else ""
+
+
+def _positive(value: Any) -> bool:
+    return words.is_number(value) and value > 0
 
 
 def _cost(group: Group, key: str) -> str:
-    costs = {arm: float(ledger[key]) for arm, ledger in group.items() if words.is_number(ledger.get(key)) and ledger[key] > 0}
+    costs = {arm: float(ledger[key]) for arm, ledger in group.items() if _positive(ledger.get(key))}
     if len(costs) < 2 or max(costs.values()) / min(costs.values()) <= 1 + NEAR:
         return ""
     least = min(costs, key=lambda arm: costs[arm])
@@ -130,3 +164,31 @@ def _kept(group: Group) -> str:
     best = {arm: ledger.get("best") for arm, ledger in group.items() if (ledger.get("settings") or {}).get("keep") == "best"}
     steps = {arm: of[0] for arm, of in best.items() if isinstance(of, list) and of}
     return f"The weights are those with the lowest held-out loss: {_each(steps, lambda step: f'from step {step}')}." if steps else ""
+
+
+# ---- how learning rates were found
+
+
+def _searches(tried: Mapping[str, Sequence[float] | None]) -> list[str]:
+    """Whether each arm's learning rate was looked for as hard as the others'."""
+    told = {arm: len(set(rates)) for arm, rates in tried.items() if rates}
+    silent = [arm for arm in tried if arm not in told]
+    if len(tried) < 2 or not told or (not silent and _equal(told)):
+        return []
+    chosen = f"Learning rates were chosen among {words.listed([f'{number} for {arm}' for arm, number in told.items()])}"
+    if silent:
+        return [f"{chosen}; of {words.listed(silent)} the recipe does not say: whether the arms were searched alike is not known."]
+    return [f"{chosen}: the arms were not searched alike."]
+
+
+def _edges(tried: Mapping[str, Sequence[float] | None], group: Group) -> list[str]:
+    """Where the best rate was the last one tried, so that a better one may lie beyond."""
+    found = []
+    for arm, ledger in group.items():
+        own, rates = ledger.get("rates"), sorted(set(tried.get(arm) or ()))
+        chosen = [rate for rate in rates if isinstance(own, Mapping) and rate in own.values()]
+        if len(rates) > 1 and chosen and {rates[0], rates[-1]} & set(chosen):
+            which = "largest" if rates[-1] in chosen else "smallest"
+            grid = ", ".join(map(words.plain, rates))
+            found.append(f"The rate of {arm} is the {which} of those tried ({grid}): a better one may lie beyond.")
+    return found

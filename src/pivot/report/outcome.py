@@ -18,7 +18,7 @@ def outcome(found: Mapping[str, Any], measured: Sequence[Scores]) -> Facts:
     return {
         "badges": list(dict.fromkeys(badge for badge, _, _ in judged.values())),
         "leads": [(run, lead) for run, (_, lead, _) in judged.items()],
-        "notes": _notes(min(seeds), measured) if seeds else [],
+        "notes": [*(fact for one in found["matching"] for fact in one["wary"]), *(_notes(min(seeds), measured) if seeds else [])],
     }
 
 

@@ -15,6 +15,7 @@ from pivot.files import write_bytes
 from pivot.report import collect, figures, words
 from pivot.report.collect import Folder
 from pivot.report.figures import Series
+from pivot.report.matching import passes, steps
 from pivot.report.outcome import outcome
 from pivot.report.scores import Scores
 
@@ -25,9 +26,15 @@ CURVES = {
     "rewards/margins": ("Reward margin", "how much more the chosen response gained", None, None),
     "logps/chosen": ("Log-probability", "of chosen responses", None, None),
     "logps/rejected": ("Log-probability", "of rejected responses", None, None),
+    "reward": ("Reward", "of replies that the model wrote itself", None, None),
+    "frac_reward_zero_std": ("Without spread", "share of prompts whose replies all earned the same", 0.0, 1.0),
+    "completions/mean_length": ("Length", "of replies that the model wrote itself, in tokens", 0.0, None),
+    "sampler/difference": ("Sampler", "mean difference of its log-probabilities from those learned from", 0.0, None),
+    "kl": ("Distance", "from the weights before training, a token", None, None),
 }
+EARNED = "reward"  # what an arm that writes its own responses is after: its loss around each step says nothing, and held out it is none
 HELD_OUT = "held out"
-HELD = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin"}
+HELD = {"loss": "loss", "rewards/accuracies": "reward accuracy", "rewards/margins": "reward margin", EARNED: "reward"}
 COSTS = {"image_tokens": "image tokens", "text_tokens": "text tokens"}
 
 
@@ -69,6 +76,7 @@ def view(found: Mapping[str, Any]) -> Facts:
         "alarms": [(_where(ledger), str(alarm)) for ledger in found["ledgers"] for alarm in ledger.get("alarms") or []],
         "heldout": [_heldout(one) for one in found["curves"] if any(line.get("kind") == "eval" for line in one["lines"])],
         "held": list(HELD.values()),
+        "objectives": {_name(ledger) for ledger in found["ledgers"]},
         "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
         "encoders": encoders,
         "stale": _stale(encoders),
@@ -93,19 +101,28 @@ def _arm(name: str, arm: Facts) -> Facts:
     if not arm["trained"]:
         return {"name": name, "what": "as it enters stage post: not trained further", "rates": words.NONE, "seeds": words.NONE}
     what = _objective(ledger.get("objective")) if ledger else "trained; no ledger can be read"
-    return {"name": name, "what": what, "rates": words.rates(ledger.get("rates")), "seeds": seeds}
+    among = f"; chosen among {len(set(arm['tried']))}" if arm.get("tried") else ""
+    return {"name": name, "what": what, "rates": words.rates(ledger.get("rates")) + among, "seeds": seeds}
 
 
 def _objective(given: Any) -> str:
     """'dpo, beta 0.1'."""
     if not isinstance(given, Mapping):
         return words.NONE
-    knobs = [
-        f"{key.replace('_', ' ')} {words.plain(value) if words.is_number(value) else value}"
-        for key, value in given.items()
-        if key != "name"
-    ]
+    knobs = [f"{key.replace('_', ' ')} {_knob(value)}" for key, value in given.items() if key != "name" and value not in (None, {}, [])]
     return ", ".join([str(given.get("name", "")), *knobs])
+
+
+def _knob(value: Any) -> str:
+    """A value; one with knobs of its own in brackets."""
+    if isinstance(value, Mapping):
+        return f"({_objective(value)})" if "name" in value else f"({', '.join(f'{key} {_knob(of)}' for key, of in value.items())})"
+    return words.plain(value) if words.is_number(value) else str(value)
+
+
+def _name(ledger: Facts) -> str:
+    of = ledger.get("objective")
+    return str(of.get("name", "")) if isinstance(of, Mapping) else ""
 
 
 # ---- matched arms and the ledger
@@ -122,10 +139,13 @@ def _compared(found: Mapping[str, Any], judged: Facts) -> Facts:
         "their order (hash of ids)": [words.short(one.get("ids_sha256")) for one in shown],
         "epochs": [words.count(one.get("epochs")) for one in shown],
         "batch": [words.count(one.get("batch")) for one in shown],
-        "steps": [words.count(one.get("steps")) for one in shown],
+        "steps": [words.count(steps(one)) for one in shown],
     }
+    often, wrote = [passes(one) for one in shown], [one.get("written_tokens") for one in shown]
     may = {
+        **({"updates from each batch": [words.count(number) for number in often]} if max(often) > 1 else {}),
         **{what: [words.count(one.get(key)) for one in shown] for key, what in COSTS.items()},
+        **({"tokens it wrote itself": [words.count(number or 0) for number in wrote]} if any(wrote) else {}),
         "learning rates": [words.rates(one.get("rates")) for one in shown],
         "FLOPs": [words.plain(one.get("flops")) for one in shown],
         "time": [words.duration(one.get("seconds")) for one in shown],
@@ -195,11 +215,11 @@ def _stale(encoders: Sequence[Facts]) -> list[Facts]:
 
 
 def _curves(run: str, curves: Sequence[Facts], tones: Mapping[str, int]) -> Iterator[Facts]:
-    """A figure of the loss for each arm, since losses of two objectives have no common scale; then other metrics of all arms."""
+    """A figure of the loss for each arm that has one, as losses of two objectives have no common scale; then other metrics of all arms."""
     curves = [one for one in curves if one["run"] == run]
     several = len({one["seed"] for one in curves}) > 1
     for arm in dict.fromkeys(one["arm"] for one in curves):
-        series = [line for one in curves if one["arm"] == arm for line in _series(one, "loss", tones[arm], several)]
+        series = [line for one in curves if one["arm"] == arm and not _earns(one) for line in _series(one, "loss", tones[arm], several)]
         if series:
             ends = [replace(one, end=HELD_OUT if one.sparse else "training") for one in series]
             yield {
@@ -218,11 +238,17 @@ def _curves(run: str, curves: Sequence[Facts], tones: Mapping[str, int]) -> Iter
             yield {"run": run, "caption": caption, "means": means, "svg": svg}
 
 
+def _earns(one: Facts) -> bool:
+    """Whether an arm learns from what its replies earn."""
+    return any(EARNED in line for line in one["lines"])
+
+
 def _heldout(one: Facts) -> Facts:
     """Held-out metrics before the first step and after the last: an arm at which they stand still has not learned."""
     lines = [line for line in one["lines"] if line.get("kind") == "eval"]
+    known = [key for key in HELD if key in lines[0] and not (key == "loss" and _earns(one))]
     cells = [
-        f"{words.plain(lines[0].get(key))} \N{RIGHTWARDS ARROW} {words.plain(lines[-1].get(key))}" if key in lines[0] else words.NONE
+        f"{words.plain(lines[0].get(key))} \N{RIGHTWARDS ARROW} {words.plain(lines[-1].get(key))}" if key in known else words.NONE
         for key in HELD
     ]
     return {"where": f"{one['arm']}, seed {one['seed']}", "cells": cells}

@@ -30,6 +30,7 @@ class Run:
     recipe: str = ""
     arms: list[str] = field(default_factory=list)  # original first, then as in the recipe
     trained: set[str] = field(default_factory=set)  # those with a stage post, finished or not
+    tried: dict[str, list[float] | None] = field(default_factory=dict)  # learning rates, by trained arm; None where the recipe does not say
     measurements: list[Measurement] = field(default_factory=list)
     ledgers: list[Facts] = field(default_factory=list)
     metrics: list[tuple[Facts, list[Facts]]] = field(default_factory=list)  # (arm and seed, lines of metrics.jsonl)
@@ -79,7 +80,7 @@ def read(folder: RunFolder) -> Run:
 
 
 def _recipe(run: Run) -> list[str]:
-    """Keep the recipe's text; the names of its arms."""
+    """Keep the recipe's text, and which rates it says were tried; the names of its arms."""
     file = run.folder.recipe_file
     text = run.take(file, lambda path: path.read_text(encoding="utf-8")) if file.exists() else None
     plain = run.take(file, lambda path: parse(text or "", path.name)) if text else None
@@ -87,8 +88,14 @@ def _recipe(run: Run) -> list[str]:
     arms = plain.get("arms") if isinstance(plain, Mapping) else None
     if not isinstance(arms, Mapping):
         return []
-    run.trained |= {str(arm) for arm, choice in arms.items() if isinstance(choice, Mapping) and choice.get("objective")}
+    run.tried = {str(arm): _tried(choice) for arm, choice in arms.items() if isinstance(choice, Mapping) and choice.get("objective")}
+    run.trained |= run.tried.keys()
     return [str(arm) for arm in arms]
+
+
+def _tried(choice: Mapping[str, Any]) -> list[float] | None:
+    rates = choice.get("tried")
+    return [float(rate) for rate in rates if _is_number(rate)] if isinstance(rates, list) else None
 
 
 def _add_measurement(run: Run, file: Path, found: Measurement) -> None:
