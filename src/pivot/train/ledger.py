@@ -43,6 +43,8 @@ def entries(setup: Setup, state: State, stage: str, arm: str, reference: Mapping
         "arm": arm,
         "seed": settings.seed,
         "objective": objective_facts(setup.objective),
+        "learns": setup.objective.learns,
+        "passes": setup.objective.passes,
         "examples": len(setup.data.examples),
         "epochs": settings.epochs,
         "batch": settings.batch,

@@ -288,13 +288,15 @@ def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tup
         state.spent.image_tokens += images
         state.spent.text_tokens += text
         state.spent.flops += flops + first
+    counts = reduce(add, (counts for _, counts, *_ in told))
     if not portion.again:
         state.spent.read(names)
+        state.spent.written_tokens += sum(counts.tokens) * setup.objective.online
     longest = max(waited for *_, waited in told)  # the others wait for that process
     state.spent.waiting += longest
     cut = sum(cut for *_, cut, _ in told)
     state.spent.cut_rows += cut
-    return reduce(add, (counts for _, counts, *_ in told)), {"waiting": longest, "cut_rows": cut, **portion.metrics}
+    return counts, {"waiting": longest, "cut_rows": cut, **portion.metrics}
 
 
 def _tell(setup: Setup, state: State, folder: Path, kind: str, began: float, metrics: Metrics) -> Event:

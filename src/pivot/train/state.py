@@ -36,6 +36,7 @@ class Spent:
 
     image_tokens: int = 0
     text_tokens: int = 0
+    written_tokens: int = 0  # of replies that the model wrote itself, each counted once
     cut_rows: int = 0  # that lost the end of a response to the limit, each as often as it was read
     flops: float = 0.0
     seconds: float = 0.0
