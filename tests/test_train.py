@@ -257,7 +257,7 @@ def test_the_ledger_counts_what_was_done(shared_mllm: MLLM, pairs: list[Example]
     assert (facts["examples"], facts["epochs"], facts["batch"], facts["steps"]) == (4, 2, 1, 8)
     assert facts["seconds"] == pytest.approx(sum(line["seconds"] for line in read_jsonl(tmp_path / "metrics.jsonl")))
     assert facts["rates"] == {"tower": 0.0, "projector": 1e-3, "llm": 1e-3}
-    assert facts["objective"] == {"name": "sft"} and facts["reference"] is None and facts["device"] == "cpu"
+    assert facts["objective"]["name"] == "sft" and facts["reference"] is None and facts["device"] == "cpu"
     assert {"torch", "transformers", "accelerate", "pivot-vision"} <= facts["versions"].keys()
 
 

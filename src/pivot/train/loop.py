@@ -25,15 +25,14 @@ from pivot.model import MLLM
 from pivot.model.languages import against_packing, backend
 from pivot.model.score import Scores
 from pivot.objective._contract import Counts, Objective
-from pivot.objective._online import Online
 from pivot.records import BadInput, CheckFailed, Example
-from pivot.train import order
 from pivot.train.checkpoint import METRICS
-from pivot.train.feed import Data, Micro, Portion, count
+from pivot.train.feed import Micro, Portion, count
 from pivot.train.ledger import cost, entries
 from pivot.train.parts import WITNESSED, Rates
 from pivot.train.reference import Reference, check_start, compute
-from pivot.train.rollouts import portions, tried
+from pivot.train.rollouts import portions
+from pivot.train.scoring import Scored, advance, detached, looked_at, nothing, own_losses, validate
 from pivot.train.settings import Settings
 from pivot.train.setup import build, resume, save, save_model, summed
 from pivot.train.state import Setup, State
@@ -41,7 +40,6 @@ from pivot.train.state import Setup, State
 REFERENCE, LEDGER = "reference.json", "ledger.json"
 Event = dict[str, Any]
 Metrics = dict[str, float]
-Scored = tuple[Micro, Scores]  # what was learned from, for a closer look
 
 
 def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts) -> Metrics:
@@ -49,21 +47,21 @@ def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts)
     crew, objective, shares, seen = setup.accelerator, setup.objective, dict[str, Tensor](), list[Scored]()
     foreseen = objective.needs_sums and len(micros) > 1
     if foreseen:
-        _advance(setup, state, _looked_at(setup, micros, counts))
+        advance(setup, state, looked_at(setup, micros, counts))
     for number, micro in enumerate(micros):
         batch = send_to_device(micro.batch(counts), crew.device)
         with nullcontext() if number == len(micros) - 1 else crew.no_sync(setup.scorer):
             scores = setup.scorer(batch, **setup.scoring)
             batch["values"] = scores.values
             if objective.needs_sums and not foreseen:
-                _advance(setup, state, [] if micro.filler else [(scores.logps, batch)])
+                advance(setup, state, [] if micro.filler else [(scores.logps, batch)])
             if micro.filler:
-                loss = _nothing(scores)
+                loss = nothing(scores)
             else:
                 loss, parts = objective.loss(scores.logps, batch, state.objective)
                 for name, value in {"loss": loss.detach(), **parts}.items():
                     shares[name] = shares.get(name, 0) + value
-                seen.append((micro, Scores(*map(_detached, scores))))
+                seen.append((micro, Scores(*map(detached, scores))))
                 if state.step == 0 and objective.needs_reference:
                     check_start(objective.margins(scores.logps, batch), batch["id"], setup.settings.precision)
             crew.backward(loss * crew.num_processes)  # wrappers take the mean over processes, shares want the sum
@@ -71,7 +69,7 @@ def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts)
     if state.witnessed < WITNESSED:
         setup.proof.see()
     norm = _number(crew.clip_grad_norm_(setup.scorer.parameters(), setup.settings.clip or torch.inf))
-    setup.watch.check(state.step, metrics["loss"], norm, lambda: _own_losses(setup, state, seen))
+    setup.watch.check(state.step, metrics["loss"], norm, lambda: own_losses(setup, state, seen))
     pace = setup.settings.pace(state.step, setup.steps)
     for group, rate in zip(setup.optimizer.param_groups, setup.full, strict=True):
         group["lr"] = rate * pace
@@ -95,70 +93,6 @@ def _prove(setup: Setup, state: State) -> None:
 
 def _number(value: Tensor) -> float:
     return float(value.full_tensor() if hasattr(value, "full_tensor") else value)
-
-
-def _detached(nested: Any) -> Any:
-    """Tensors of a nest, cut off from what made them."""
-    return nested.detach() if isinstance(nested, Tensor) else nested and [_detached(inner) for inner in nested]
-
-
-def _nothing(scores: Scores) -> Tensor:
-    """Zero, by way of all that was scored: a filler takes part in every gradient exchange."""
-    found = [response for nested in (scores.logps, scores.values) for row in nested or () for response in row]
-    return torch.cat(found).sum() * 0
-
-
-@torch.no_grad()
-def _looked_at(setup: Setup, micros: Sequence[Micro], counts: Counts) -> list[tuple[Any, dict[str, Any]]]:
-    """Log-probabilities of all micro-batches, before any of them is learned from, and the batches that they are of."""
-    found = []
-    for micro in micros:
-        batch = send_to_device(micro.batch(counts), setup.accelerator.device)
-        scores = setup.scorer(batch, **setup.scoring)
-        if not micro.filler:
-            told = {name: value for name, value in batch.items() if name not in ("tokens", "images", "layout")}
-            found.append((scores.logps, {**told, "values": scores.values}))
-    return found
-
-
-@torch.no_grad()
-def _advance(setup: Setup, state: State, scored: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-    """Bring the objective's state to this batch: every process gets the same, from the rows of all."""
-    own = [setup.objective.sums(logps, batch).cpu() for logps, batch in scored]
-    everywhere = [sums for process in gather_object([own]) for sums in process]
-    state.objective = setup.objective.advance(state.objective, torch.stack(everywhere).sum(dim=0))
-
-
-def _own_losses(setup: Setup, state: State, seen: Sequence[Scored]) -> list[tuple[str, float]]:
-    """Each row of an update, with its loss as if it were alone: which row is to blame."""
-    found = []
-    for micro, scores in seen:
-        for n, row in enumerate(micro.rows):
-            alone = send_to_device(micro.alone(n).batch(count([row], setup.objective.k)), setup.accelerator.device)
-            alone["values"] = scores.values and [scores.values[n]]
-            found.append((row.id, float(setup.objective.loss([scores.logps[n]], alone, state.objective)[0])))
-    return gather_object(found)
-
-
-@torch.no_grad()
-def _validate(setup: Setup, state: State, heldout: Data) -> Metrics:
-    """Loss and metrics over held-out rows, as one batch. The objective's state stays as it is."""
-    plan = order.batches(len(heldout.examples), setup.settings.batch)
-    if isinstance(setup.objective, Online):
-        return tried(setup, heldout, plan)
-    counts, found = Counts(0, (0,) * setup.objective.k), list[tuple[Any, dict[str, Any]]]()
-    for portion in setup.portions(heldout, plan):
-        counts = counts + count(portion.rows, setup.objective.k)
-        found += _looked_at(setup, portion.micros, counts)
-    whole = reduce(add, gather_object([counts]))
-    if not found:
-        return summed({})
-    shares = dict[str, float]()
-    for logps, batch in found:
-        loss, metrics = setup.objective.loss(logps, {**batch, "counts": whole}, state.objective)
-        for name, value in {"loss": loss, **metrics}.items():
-            shares[name] = shares.get(name, 0.0) + float(value)
-    return summed(shares)
 
 
 def train(
@@ -195,7 +129,7 @@ def train(
             config = {"stage": stage, "arm": arm, **settings.model_dump(mode="json")}
             setup.accelerator.init_trackers("pivot", config={key: str(value) for key, value in config.items()})
         if setup.heldout and not state.step:
-            yield _tell(setup, state, folder, "eval", time.perf_counter(), _validate(setup, state, setup.heldout))
+            yield _tell(setup, state, folder, "eval", time.perf_counter(), validate(setup, state, setup.heldout))
         yield from _updates(setup, state, folder)
         mllm.model.eval()  # layers that were awake for checkpointing would ignore a cache
         if settings.keep == "best" and state.best and state.best[0] != state.step:
@@ -260,7 +194,7 @@ def _updates(setup: Setup, state: State, folder: Path) -> Iterator[Event]:
         yield from ({"kind": "alarm", "done": state.step, "total": setup.steps, "message": alarm} for alarm in alarms)
         due = state.step == setup.steps or state.step % settings.save_every == 0
         if setup.heldout and (state.step == setup.steps or (settings.eval_every and state.step % settings.eval_every == 0)):
-            event = _tell(setup, state, folder, "eval", time.perf_counter(), _validate(setup, state, setup.heldout))
+            event = _tell(setup, state, folder, "eval", time.perf_counter(), validate(setup, state, setup.heldout))
             if state.best is None or event["loss"] < state.best[1]:
                 state.best, due = (state.step, event["loss"]), True
             yield event
