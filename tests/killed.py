@@ -13,13 +13,13 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import picture_of
+from kills import die, forked, writes
 
 from pivot import lookup
 from pivot.files import append_jsonl, hash_json, hash_tensors, read_json, read_jsonl
@@ -27,7 +27,6 @@ from pivot.model import MLLM
 from pivot.records import Example, Response
 from pivot.train import Rates, Settings, reference, train
 
-WRITES = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "shutil.rmtree"}
 SETTINGS: dict[str, Any] = {"batch": 3, "micro": 2, "epochs": 2, "save_every": 1, "eval_every": 2}
 
 
@@ -48,25 +47,6 @@ def work(root: Path, task: dict[str, Any], mllm: MLLM) -> None:
         pass
 
 
-def writes(root: Path, act: Callable[[int], None]) -> None:
-    """Call `act` with a running number before everything that this process does to files under `root`."""
-    number, inside = 0, str(root)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal number
-        if event not in WRITES or (event == "open" and not (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR)):
-            return
-        if str(arguments[0]).startswith(inside):
-            number += 1
-            act(number)
-
-    sys.addaudithook(hook)
-
-
-def die(*_: Any) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def torn(file: Path, *records: Any) -> None:
     """Half a line reaches the log."""
     append_jsonl(file, *records)
@@ -74,19 +54,6 @@ def torn(file: Path, *records: Any) -> None:
         with file.open("r+b") as log:
             log.truncate(file.stat().st_size - 40)
         die()
-
-
-def forked(task: Callable[[], None]) -> int:
-    """Run a task in a fork; its exit status, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            task()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def outcome(root: Path) -> dict[str, Any]:

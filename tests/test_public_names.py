@@ -22,6 +22,10 @@ VERBS = {
     "data convert": {"source", "out", "--to", "--copy", "--json"},
     "data filter": {"source", "out", "--rule", "--size", "--seed", "--tokenizer", "--to", "--copy", "--json"},
     "data doctor": {"source", "--model", "--limit", "--label-mask", "--template", "--against", "--fix", "--workers", "--json"},
+    "data prefer": {
+        *("mllm", "source", "out", "--samples", "--pairs", "--route", "--reward", "--reward-model", "--chat", "--threshold", "--chosen"),
+        *("--share", "--temperature", "--top-p", "--max-new", "--batch", "--seed", "--limit", "--json"),
+    },
     "data make": {"out", "--data", "--json"},
     "data show": {"source", "--items", "--start", "--seed", "--out", "--index", "--image", "--json"},
     "demo": {"changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
@@ -34,6 +38,7 @@ VERBS = {
     "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
 }
 READERS = {
+    "strangers",
     "captions",
     "classes",
     "llava",
@@ -48,7 +53,31 @@ READERS = {
     "vlaa",
     "world",
 }
-MODULES = {"data": READERS, "objective": {"sft", "dpo"}, "pretrain": {"supervised"}, "probe": {"linear"}, "bench": {"world"}}
+OBJECTIVES = {"sft", "dpo", "mpo", "kto", "orpo", "grpo", "ppo", "reward_model"}
+REWARDS = {
+    "answer",
+    "bonus",
+    "choice",
+    "digit",
+    "finished",
+    "format",
+    "iou",
+    "judge",
+    "learned",
+    "length",
+    "maths",
+    "mixed",
+    "open",
+    "similar",
+}
+MODULES = {
+    "data": READERS,
+    "objective": OBJECTIVES,
+    "reward": REWARDS,
+    "pretrain": {"supervised"},
+    "probe": {"linear"},
+    "bench": {"world"},
+}
 
 
 @pytest.mark.parametrize("package", NAMES)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils import send_to_device
@@ -13,9 +15,8 @@ from pivot.data.collate import collate
 from pivot.knobs import fill
 from pivot.model import Scorer
 from pivot.model.critic import Critic, load
-from pivot.objective._online import Online
-from pivot.records import Example, Response
-from pivot.reward._contract import Ask, Reply, Score, made, needs
+from pivot.records import CheckFailed, Example, Response
+from pivot.reward._contract import Ask, Reply, Score, check, made, needs, scored
 
 AT_ONCE = 8  # rows that a reward model scores, and judges that are asked, at once
 Pairs = Sequence[tuple[str, Example]]
@@ -56,32 +57,44 @@ class Learned:
         return [float(row[0][-1]) for row in values]
 
 
-class Judge:
-    """The reward of an objective that writes its own responses."""
+class Asks(Protocol):
+    """Whoever wants replies judged: an objective, or the making of pairs."""
 
-    def __init__(self, objective: Online, device: torch.device) -> None:
-        wanted = needs(objective.reward)
-        self.learned = Learned(objective.reward_model, device) if "score" in wanted and objective.reward_model else None
-        ask = _chat(objective) if "ask" in wanted else None
+    @property
+    def reward(self) -> Any: ...
+    @property
+    def reward_model(self) -> str | None: ...
+    @property
+    def chat(self) -> Mapping[str, Any] | None: ...
+
+
+class Judge:
+    """The reward of who has a model write responses."""
+
+    def __init__(self, asks: Asks, device: torch.device) -> None:
+        self._spec = check(asks.reward)
+        wanted = needs(self._spec)
+        self.learned = Learned(asks.reward_model, device) if "score" in wanted and asks.reward_model else None
+        ask = _chat(asks) if "ask" in wanted else None
         self.waits = ask is not None  # for others, so that it pays to ask many at once
-        self._reward = made(objective.reward, score=self.learned, ask=ask)
+        self._reward = made(self._spec, score=self.learned, ask=ask)
 
     def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[Score]:
         """What each reply to its example earns."""
         pairs = list(zip(replies, examples, strict=True))
         if self.learned:
-            answers = [(example.answer, example) for example in examples if example.answer]
-            self.learned.ahead([*pairs, *answers])
-        if not self.waits:
-            return [self._reward(reply, example) for reply, example in pairs]
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            return list(pool.map(lambda pair: self._reward(*pair), pairs))
+            self.learned.ahead(scored(self._spec, pairs))
+        with ThreadPoolExecutor(AT_ONCE) if self.waits else nullcontext() as pool:
+            scores = list((pool.map if pool else map)(lambda pair: self._reward(*pair), pairs))
+        if scores and all(score.failed for score in scores):
+            raise CheckFailed(f"none of {len(scores)} replies could be judged, the first since {scores[0].failed}; mend that and go on")
+        return scores
 
 
-def _chat(objective: Online) -> Ask:
+def _chat(asks: Asks) -> Ask:
     from pivot.chat import Chat
 
-    return Chat(**fill(Chat, objective.chat or {})).ask
+    return Chat(**fill(Chat, asks.chat or {})).ask
 
 
 def told(scores: Sequence[Score]) -> Mapping[str, float]:

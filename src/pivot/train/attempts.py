@@ -1,0 +1,157 @@
+"""What an MLLM says to rows when it is asked several times, and what it goes on to say without their pictures, judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from accelerate.utils import send_to_device
+
+from pivot.data.collate import Row, collate
+from pivot.data.speech import Span
+from pivot.data.talk import turns_of
+from pivot.data.turns import IMAGE
+from pivot.model.families import context
+from pivot.model.rollout import Sampled, draws
+from pivot.model.score import Scorer
+from pivot.records import BadInput, Example, Response
+from pivot.reward._contract import Reply, Score, unjudged
+from pivot.train.feed import read
+from pivot.train.pairing import Attempt, Method, Record, Settings, checkable, continuable
+
+if TYPE_CHECKING:
+    from pivot.model.mllm import MLLM
+
+Judge = Callable[[Sequence[Reply], Sequence[Example]], Sequence[Score]]
+
+
+@dataclass
+class Try:
+    """A row that is being tried. `said`: of each attempt the tokens, without the one that ends it."""
+
+    number: int
+    example: Example
+    prompt: Row
+    methods: tuple[Method, ...]
+    attempts: list[Attempt] = field(default_factory=list)
+    said: list[list[int]] = field(default_factory=list)
+
+    def add(self, attempt: Attempt, said: list[int]) -> None:
+        self.attempts.append(attempt)
+        self.said.append(said)
+
+
+class Attempts:
+    """Tries rows of examples. What is tried at a row follows from weights, seed and its number, but for rounding."""
+
+    def __init__(self, mllm: MLLM, examples: Sequence[Example], settings: Settings, judge: Judge) -> None:
+        self._mllm, self._scorer, self._tokenizer = mllm, Scorer(mllm), mllm.processor.tokenizer  # type: ignore[attr-defined]
+        self._examples, self._settings, self._judge = examples, settings, judge
+        room = context(mllm.model.config)
+        self._limit = None if room is None else room - 1  # of a prompt, so that it can be answered
+
+    def at(self, numbers: Iterable[int]) -> list[Record]:
+        """What is tried at rows, together. A row that cannot be asked about says so and keeps none of the others."""
+        opened = [self._opened(number) for number in numbers]
+        tries = [one for one in opened if isinstance(one, Try)]
+        self._sample([one for one in tries if "correctness" in one.methods or self._settings.chosen == "sampled"])
+        self._judged([(one, number) for one in tries for number in range(len(one.attempts))])
+        begun = [len(one.attempts) for one in tries]
+        self._continue([one for one in tries if "dropout" in one.methods and one.example.images])
+        self._judged([(one, number) for one, start in zip(tries, begun, strict=True) for number in range(start, len(one.attempts))])
+        return [one if isinstance(one, Record) else Record(one.number, one.example.id, one.methods, tuple(one.attempts)) for one in opened]
+
+    def _opened(self, number: int) -> Try | Record:
+        name = ""
+        try:
+            example = read(self._examples, number)
+            name = example.id
+            if len(turns_of(example.prompt, "user")) > 1:
+                raise BadInput(f"row {name}: a row of MMPR has a question and no turns before it")
+            found = Try(
+                number, example, self._mllm.encode(replace(example, responses=()), limit=self._limit), self._settings.methods(example)
+            )
+            text = next((response.text for response in example.responses if response.role == "chosen"), None)
+            if "dropout" in found.methods and self._settings.chosen == "data" and isinstance(text, str):
+                *said, _end = self._mllm.encode(_blind(example, Response(text)), limit=self._limit).branches[0].ids
+                found.add(Attempt(text, len(said), "data"), said)
+            return found
+        except (BadInput, OSError) as wrong:
+            return Record(number, name, failed=str(wrong))
+
+    # ---- asking
+
+    def _sample(self, tries: Sequence[Try]) -> None:
+        k = self._settings.samples
+        found = self._written([one.prompt for one in tries], [str(one.number) for one in tries], k)
+        for one, ids, finished in zip(tries, found.ids, found.finished, strict=True):
+            for said, done in zip(ids, finished, strict=True):
+                said = said[:-1] if done else said
+                one.add(Attempt(self._text(said), len(said), finished=done), said)
+
+    def _continue(self, tries: Sequence[Try]) -> None:
+        """Let each attempt that could be chosen be continued from its beginning, without pictures."""
+        settings = self._settings
+        begun = list[tuple[Try, int, int]]()
+        for one in tries:
+            fit = [number for number, attempt in enumerate(one.attempts) if continuable(attempt, settings.threshold)]
+            from_data = [number for number in fit if one.attempts[number].origin == "data"]
+            wanted = from_data * settings.samples if settings.chosen == "data" else fit
+            begun += [(one, number, time) for time, number in enumerate(wanted)]
+        size = settings.batch * settings.samples
+        for some in (begun[start : start + size] for start in range(0, len(begun), size)):
+            rows, cuts = [], [max(1, int(len(one.said[number]) * settings.share)) for one, number, _ in some]
+            for (one, number, _), kept in zip(some, cuts, strict=True):
+                rows.append(_behind(self._mllm.encode(_blind(one.example)), one.said[number][:kept]))
+            found = self._written(rows, [f"{one.number} continued {time}" for one, _, time in some], 1)
+            for (one, number, _), kept, (ids,), (done,) in zip(some, cuts, found.ids, found.finished, strict=True):
+                said = one.said[number][:kept] + (ids[:-1] if done else ids)
+                one.add(Attempt(self._text(said), len(said), "continued", done, begun=number, kept=kept), said)
+
+    def _written(self, rows: Sequence[Row], keys: Sequence[str], k: int) -> Sampled:
+        if not rows:
+            return Sampled([], [], [])
+        model, sampling = self._mllm.model, self._settings.sampling(k)
+        batch = send_to_device(collate(rows), model.device)
+        batch["images"] = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in batch["images"].items()}
+        return self._scorer.sample(batch, sampling, draws([f"{self._settings.seed} {key}" for key in keys], sampling), together=False)
+
+    def _text(self, said: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(said, skip_special_tokens=True))
+
+    # ---- judging
+
+    def _judged(self, wanted: Sequence[tuple[Try, int]]) -> None:
+        """Judge attempts where that is how they are paired, or where there is an answer that shows which are right."""
+        wanted = [(one, number) for one, number in wanted if "correctness" in one.methods or checkable(one.example)]
+        replies = [Reply(at.text, at.tokens / self._settings.max_new, at.finished) for at in (one.attempts[n] for one, n in wanted)]
+        named = [replace(one.example, id=f"row {one.number}") for one, _ in wanted]  # data may repeat an id, and scores go by it
+        for (one, number), score in zip(wanted, self._scores(replies, named), strict=True):
+            value = None if score.failed or not math.isfinite(score) else float(score)
+            one.attempts[number] = replace(one.attempts[number], reward=value, failed=score.failed)
+
+    def _scores(self, replies: Sequence[Reply], examples: Sequence[Example]) -> Sequence[Score]:
+        """A reward of the user's own that fails at one reply has not judged it."""
+        try:
+            return self._judge(replies, examples)
+        except BadInput:  # of what judges: an endpoint that does not answer, a folder that is not there
+            raise
+        except Exception as failed:
+            if len(replies) == 1:
+                return [unjudged(f"{type(failed).__name__}: {failed}")]
+            return [self._scores([reply], [example])[0] for reply, example in zip(replies, examples, strict=True)]
+
+
+def _blind(example: Example, *responses: Response) -> Example:
+    """The example without its pictures."""
+    (turn,) = turns_of(example.prompt, "user")
+    return replace(example, images=(), prompt=turn["content"].replace(IMAGE, "").strip(), responses=responses)
+
+
+def _behind(prompt: Row, said: Sequence[int]) -> Row:
+    """A prompt whose answer has begun."""
+    (trunk,) = prompt.trunks
+    span = Span([*trunk.span.ids, *said], [*trunk.span.supervised, *([False] * len(said))])
+    return replace(prompt, trunks=(replace(trunk, span=span),))

@@ -1,0 +1,193 @@
+"""Preference pairs from what a model itself says: `attempts.py` asks, `pairing.py` chooses, and here it is kept.
+
+In a folder: `samples.jsonl`, every attempt at every row, batch by batch, so that a job that was killed goes on behind the last whole
+one; then pictures, `pairs.jsonl` and `summary.json`, and last `meta.json`, with which the folder is a set of MMPR.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, get_args
+
+from pivot import progress
+from pivot.data.lazy import fingerprint
+from pivot.data.mmpr import META
+from pivot.data.writing import pairs as written
+from pivot.files import append_jsonl, hash_json, read_json, sweep, to_json, write_json
+from pivot.records import BadInput, Example, Response
+from pivot.train.pairing import Attempt, Method, Pair, Record, Settings, balanced, candidates, lengths, reason
+
+SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
+VERSION = 1  # of samples.jsonl
+Ask = Callable[[Sequence[int]], Sequence[Record]]  # rows by number, tried together
+
+
+def prefer(ask: Ask, examples: Sequence[Example], out: Path, settings: Settings, model: str) -> dict[str, Any]:
+    """Make pairs of rows and write them into a folder; returns its summary.
+
+    `model`: a hash of all that decides what it says. A folder that was begun with the same is gone on with, or left as it is if it
+    is complete; any other that is not empty is a `BadInput`.
+    """
+    rows = min(len(examples), settings.limit or len(examples))
+    begun = {"version": VERSION, "model": model, "data": fingerprint(examples), "settings": asdict(settings)}
+    with _held(out, begun) as file:
+        if not (out / META).exists():
+            _ask(ask, file, rows, settings.batch)
+            found = _gathered(file, settings)
+            _write(found, file, examples, {**begun, "rows": rows, **found.facts()}, settings)
+        return dict(read_json(out / SUMMARY))
+
+
+# ---- what was tried
+
+
+@contextmanager
+def _held(out: Path, begun: Mapping[str, Any]) -> Iterator[Path]:
+    """The file of attempts, which one process at a time may write."""
+    file = out / SAMPLES
+    if out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} exists already; give another path, or remove it first")
+    out.mkdir(parents=True, exist_ok=True)
+    with file.open("a+b") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"another process is writing to {out}; wait for it, or give another path") from None
+        sweep(out)
+        held.seek(0)
+        head = held.readline()
+        if not head.endswith(b"\n"):
+            append_jsonl(file, begun)
+        elif hash_json(json.loads(head)) != hash_json(begun):
+            differs = ", ".join(_differing(json.loads(head), json.loads(to_json(begun))))
+            raise BadInput(f"{out} was begun otherwise (another {differs}); go on as it was begun, or give another path")
+        yield file
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs, and of settings which."""
+    mine, theirs = ({**one, **one.get("settings", {}), "settings": None} for one in (old, new))
+    return [key for key in theirs if mine.get(key) != theirs[key]]
+
+
+def _ask(ask: Ask, file: Path, rows: int, batch: int) -> None:
+    """Try all rows that were not tried. Batches stay as they were, so that rounding is the same after a kill."""
+    done = _whole(file, rows, batch)
+    while done < rows:
+        progress.tell("data prefer: rows", done, rows)
+        numbers = range(done, min(done + batch, rows))
+        append_jsonl(file, *map(asdict, ask(numbers)))
+        done = numbers.stop
+    progress.tell("data prefer: rows", rows, rows)
+
+
+def _whole(file: Path, rows: int, batch: int) -> int:
+    """How many rows are there in whole batches. The file is cut behind the last of them."""
+    with file.open("r+b") as lines:
+        ends = [len(line) for line in lines if line.endswith(b"\n")]
+        found = len(ends) - 1
+        kept = found if found == rows else found - found % batch
+        lines.truncate(sum(ends[: kept + 1]))
+    return kept
+
+
+def _records(file: Path) -> Iterator[Record]:
+    with file.open("rb") as lines:
+        for line in islice(lines, 1, None):
+            plain = json.loads(line)
+            attempts = tuple(Attempt(**attempt) for attempt in plain["attempts"])
+            yield Record(**{**plain, "methods": tuple(plain["methods"]), "attempts": attempts})
+
+
+# ---- what is made of it
+
+
+@dataclass
+class Found:
+    """What all rows gave: groups of candidates, each of a row, and what is worth saying of the rest."""
+
+    groups: list[list[Pair]] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    none: Counter[str] = field(default_factory=Counter)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    attempts: Counter[str] = field(default_factory=Counter)
+
+    def see(self, record: Record, threshold: float) -> None:
+        """Take one row into account."""
+        if record.failed:
+            self.failed.append({"row": record.row, "says": record.failed})
+        for method, group in candidates(record, threshold).items():
+            if group:
+                self.groups.append(group)
+                self.rows.append(record.row)
+            else:
+                self.none[f"{method}: {reason(record.attempts, method, threshold)}"] += 1
+        for attempt in record.attempts:
+            judged = {True: "right", False: "wrong", None: "not judged"}[attempt.right(threshold)]
+            self.attempts.update([attempt.origin, f"{attempt.origin}, {judged}"])
+            self.attempts["cut off"] += not attempt.finished
+
+    def facts(self) -> dict[str, Any]:
+        """For the summary."""
+        return {"failed": self.failed, "without_pair": dict(self.none), "attempts": dict(self.attempts)}
+
+
+def _gathered(file: Path, settings: Settings) -> Found:
+    found = Found()
+    for record in _records(file):
+        found.see(record, settings.threshold)
+    if not found.groups:
+        why = ", ".join(f"{what} ({rows})" for what, rows in [*found.none.most_common(), ("failed", len(found.failed))] if rows)
+        raise BadInput(f"no row gave a pair: {why}; see {file}, and try more samples, or another temperature, threshold or route")
+    return found
+
+
+def _write(found: Found, file: Path, examples: Sequence[Example], facts: Mapping[str, Any], settings: Settings) -> None:
+    """Choose, and write rows, their summary, and what names them."""
+    taken: dict[int, list[Pair]] = {}
+    for row, pairs in zip(found.rows, balanced(found.groups, settings.pairs), strict=True):
+        taken.setdefault(row, []).extend(pairs)
+    everything = [pair for pairs in taken.values() for pair in pairs]
+    lost, made = Counter[str](), _paired(_records(file), taken, examples, settings, facts["model"])
+    for number, lacks in enumerate(written.write(made, file.parent), start=1):
+        lost.update(lacks)
+        progress.tell("data prefer: pairs", number, len(everything))
+    by_method = {method: [pair for pair in everything if pair.method == method] for method in get_args(Method)}
+    tokens = {name: {"pairs": len(some), **lengths(some)} for name, some in {**by_method, "all": everything}.items() if some}
+    possible = lengths([pair for group in found.groups for pair in group])
+    write_json(file.parent / SUMMARY, {**facts, "rows_with_pairs": len(taken), "tokens": tokens, "possible": possible, "lost": lost})
+    written.finish(file.parent, file.parent.resolve().name, len(everything))
+
+
+def _paired(
+    records: Iterable[Record], taken: Mapping[int, Sequence[Pair]], examples: Sequence[Example], settings: Settings, model: str
+) -> Iterator[Example]:
+    """Each pair as an example, which says how it came to be."""
+    for record in records:
+        for number, pair in enumerate(taken.get(record.row, ())):
+            example, (chosen, rejected) = examples[record.row], (record.attempts[pair.chosen], record.attempts[pair.rejected])
+            told = {
+                "method": pair.method,
+                "row": record.row,
+                "attempts": [pair.chosen, pair.rejected],
+                "rewards": [chosen.reward, rejected.reward],
+                "tokens": pair.tokens,
+                "chosen": chosen.origin,
+                "kept": rejected.kept if pair.method == "dropout" else None,
+                "reward": settings.reward["name"],
+                **{name: getattr(settings, name) for name in ("threshold", "samples", "temperature", "top_p", "seed")},
+                "model": model,
+            }
+            yield replace(
+                example,
+                id=f"{example.id}-{number}" if number else example.id,
+                responses=(Response(chosen.text), Response(rejected.text, "rejected")),
+                meta={**example.meta, "prefer": told},
+            )

@@ -1,0 +1,293 @@
+"""Preference pairs from a model's own attempts: which are made, how they are balanced, what is kept, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import picture_of
+
+from pivot import answers, cli, recipe
+from pivot.files import hash_file, read_json, read_jsonl
+from pivot.model import MLLM
+from pivot.records import BadInput, Example, Response
+from pivot.reward._contract import Score
+from pivot.train.attempts import Attempts
+from pivot.train.judge import Judge
+from pivot.train.pairing import Attempt, Pair, Record, Settings, balanced, candidates, reason
+from pivot.train.prefer import prefer
+
+BOTH = ("correctness", "dropout")
+
+
+@pytest.fixture(scope="module")
+def base() -> MLLM:
+    return MLLM.load("base")
+
+
+def attempts(base: MLLM, examples: Sequence[Example], **options: Any) -> Attempts:
+    settings = Settings(**{"samples": 4, "max_new": 24, "seed": 3, **options})
+    return Attempts(base, examples, settings, Judge(settings, torch.device("cpu")))
+
+
+# ---- which pairs there are
+
+
+def told(row: Sequence[Attempt], *methods: Any) -> dict[Any, list[tuple[int, int]]]:
+    found = candidates(Record(0, "", methods or BOTH, tuple(row)), 0.5)
+    return {method: [(pair.chosen, pair.rejected) for pair in pairs] for method, pairs in found.items()}
+
+
+def test_right_stands_against_wrong_and_what_cannot_be_learned_from_nowhere() -> None:
+    right, wrong = Attempt("red", 1, reward=0.5), Attempt("blue", 1, reward=0.49)
+    useless = [
+        Attempt("red ", 1, reward=1.0),  # says what an earlier one says
+        Attempt("red and then", 3, finished=False, reward=1.0),
+        Attempt(" ", 0, reward=0.0),
+        Attempt("<image>", 1, reward=0.0),
+        Attempt("green", 1, failed="the judge is asleep"),
+        Attempt("mauve", 1, "data", reward=0.0),  # not the model's own
+    ]
+    assert told([right, *useless, wrong]) == {"correctness": [(0, 7)], "dropout": []}
+    assert told([right, wrong], "dropout") == {"dropout": []}
+    says = {reason(row, "correctness", 0.5) for row in ([right, *useless], [wrong, useless[1]], useless[1:])}
+    assert says == {"all right", "all wrong", "no attempt that is whole and judged"}
+
+
+def test_a_continuation_is_rejected_unless_it_is_right_or_says_the_same() -> None:
+    begun = [Attempt("a red cup", 3), Attempt("a red cup", 3, reward=1.0), Attempt("a red cup", 3, reward=0.0), Attempt("red", 1)]
+
+    def ways(**of: Any) -> list[int]:
+        row = [replace(one, text=f"{one.text} {n}") for n, one in enumerate(begun)]
+        row += [Attempt(f"new {n}", 3, "continued", begun=n, kept=1, **of) for n in range(4)]
+        return [chosen for chosen, _ in told(row, "dropout")["dropout"]]
+
+    assert ways() == ways(reward=0.0) == [0, 1]
+    assert ways(reward=1.0) == ways(finished=False) == []
+    same = Attempt("a red\ncup", 3, "continued", begun=0, kept=1)
+    assert told([begun[0], same, same], "dropout") == {"dropout": []}
+    assert reason([begun[0], same], "dropout", 0.5).startswith("continued") and reason(begun[2:], "dropout", 0.5).startswith("nothing")
+
+
+def test_both_methods_do_not_take_the_same_two_texts() -> None:
+    row = [Attempt("a b", 2, reward=1.0), Attempt("a c", 2, reward=0.0), Attempt("a c", 2, "continued", reward=0.0, begun=0, kept=1)]
+    assert told(row) == {"correctness": [(0, 1)], "dropout": []} and told(row, "dropout") == {"dropout": [(0, 2)]}
+
+
+@pytest.mark.parametrize(
+    ("route", "kind", "methods"),
+    [
+        (None, "choice", ("correctness",)),
+        (None, "open", ("dropout",)),
+        (None, None, ("dropout",)),
+        ("both", "open", BOTH),
+        ("dropout", "choice", ("dropout",)),
+        ("correctness", None, ("correctness",)),
+    ],
+)
+def test_the_route_follows_from_the_answer_unless_it_is_named(route: Any, kind: Any, methods: tuple[str, ...]) -> None:
+    assert Settings(route=route).methods(Example("x", (), "?", answer="a", answer_kind=kind)) == methods
+    assert route or Settings().methods(Example("x", (), "?", answer_kind=kind)) == ("dropout",)
+
+
+# ---- lengths
+
+
+def problem(dice: random.Random, rows: int, most: int) -> list[list[Pair]]:
+    """Rows of right and wrong attempts, of which the right ones tend to be longer."""
+    found = []
+    for _ in range(rows):
+        right = [dice.randrange(2, 12) for _ in range(dice.randrange(1, most))]
+        wrong = [dice.randrange(1, 9) for _ in range(dice.randrange(1, most))]
+        found.append([Pair("correctness", a, 100 + b, (right[a], wrong[b])) for a, b in product(range(len(right)), range(len(wrong)))])
+    return found
+
+
+def choices(group: Sequence[Pair], most: int) -> list[tuple[Pair, ...]]:
+    """All sets of pairs that share no attempt, as large as such sets may be."""
+    size = min(most, len({pair.chosen for pair in group}), len({pair.rejected for pair in group}))
+    return [some for some in combinations(group, size) if not any(a.shares(b) for a, b in combinations(some, 2))]
+
+
+def total(taken: Sequence[Sequence[Pair]]) -> int:
+    return sum(pair.longer for some in taken for pair in some)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_sides_are_nearly_as_like_in_length_as_the_best_of_all_choices(most: int) -> None:
+    dice, excess, at_random = random.Random(most), 0, 0
+    for _ in range(60):
+        groups = problem(dice, 4, 4)
+        taken = balanced(groups, most)
+        possible = [choices(group, most) for group in groups]
+        assert all(set(some) in map(set, one) for some, one in zip(taken, possible, strict=True))
+        best = min(abs(total(one)) for one in product(*possible))
+        excess += abs(total(taken)) - best
+        at_random += abs(total([dice.choice(one) for one in possible])) - best
+    assert excess / 60 < 0.5 < at_random / 60
+
+
+def test_many_rows_come_out_even_though_the_likest_pairs_do_not() -> None:
+    groups = problem(random.Random(0), 500, 5)
+    likest = [min(group, key=lambda pair: abs(pair.longer)) for group in groups]
+    taken = balanced(groups, 1)
+    left = total(taken)
+    assert total([likest]) > 300 and abs(left) < 5
+    for group, (pair,) in zip(groups, taken, strict=True):  # no single exchange would help
+        assert all(abs(left - pair.longer + other.longer) >= abs(left) for other in group)
+
+
+# ---- what the model is asked
+
+
+def test_attempts_follow_from_the_row_and_not_from_its_company(base: MLLM) -> None:
+    rows = recipe.read("world,size=22")
+    together = attempts(base, rows).at(range(16, 22))
+    assert attempts(base, rows).at([20]) == [together[4]]
+    assert attempts(base, rows, seed=4).at(range(16, 22)) != together
+    assert [len(record.attempts) for record in together] == [4] * 6
+    grades = [answers.grade(attempt.text, rows[record.row]) for record in together for attempt in record.attempts]
+    assert grades == [attempt.reward for record in together for attempt in record.attempts] and len(set(grades)) == 2
+
+
+def test_dropout_goes_on_from_the_beginning_and_sees_no_picture(base: MLLM) -> None:
+    shown = replace(recipe.read("world,size=1")[0], responses=(Response("the square is yellow and the ring is red."),), answer=None)
+    first, bare = attempts(base, [shown, replace(shown, images=())], chosen="data", share=0.4).at(range(2))
+    assert first.methods == ("dropout",) and [attempt.origin for attempt in first.attempts] == ["data", *["continued"] * 4]
+    tokens = base.processor.tokenizer
+    ids = tokens(shown.responses[0].text).input_ids
+    assert {attempt.kept for attempt in first.attempts[1:]} == {int(0.4 * len(ids))}
+    start = tokens.decode(ids[: int(0.4 * len(ids))])
+    assert all(attempt.text.startswith(start) and attempt.reward is None for attempt in first.attempts[1:])
+    (other,) = attempts(base, [replace(shown, images=(picture_of(0),))], chosen="data", share=0.4).at([0])
+    assert other.attempts == first.attempts  # with another picture not one word changes
+    assert len(bare.attempts) == 1 and reason(bare.attempts, "dropout", 0.5)
+    sampled = attempts(base, recipe.read("world,size=8"), route="dropout", samples=3).at(range(8))
+    pairs = [(record, pair) for record in sampled for pair in candidates(record, 0.5)["dropout"]]
+    assert pairs
+    for record, pair in pairs:
+        chosen, rejected = record.attempts[pair.chosen], record.attempts[pair.rejected]
+        assert (chosen.reward, rejected.reward) == (1.0, 0.0) and pair.tokens == (chosen.tokens, rejected.tokens)
+
+
+def test_no_row_and_no_reply_ends_the_job(base: MLLM, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nothing more")
+    good = recipe.read("world,size=2")
+    turns = ({"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "what is it?"})
+    rows = [
+        good[0],
+        replace(good[0], images=(tmp_path / "broken.png",)),
+        replace(good[0], images=(tmp_path / "absent.png",)),
+        replace(good[0], prompt="why? " * 2000),
+        replace(good[0], prompt=turns),
+        good[1],
+    ]
+    found = attempts(base, rows).at(range(6))
+    assert [bool(record.failed) for record in found] == [False, True, True, True, True, False]
+    assert all(word in str(record.failed) for record, word in zip(found[1:5], ("cannot be", "not found", "tokens", "turns"), strict=True))
+
+    def moody(reply: str, example: Example) -> float:
+        if "yes" in reply:
+            raise ZeroDivisionError("no yes please")
+        return float("inf") if len(reply) % 2 else 1.0
+
+    def judge(replies: Sequence[str], examples: Sequence[Example]) -> list[Score]:
+        return [Score(moody(*one)) for one in zip(replies, examples, strict=True)]
+
+    asked = Attempts(base, rows, Settings(samples=4, max_new=24), judge)
+    judged = [attempt for record in asked.at([0, 5]) for attempt in record.attempts]
+    assert {attempt.failed for attempt in judged if "yes" in attempt.text} == {"ZeroDivisionError: no yes please"}
+    assert {attempt.reward for attempt in judged} == {None, 1.0}
+
+
+# ---- from data to a file of pairs
+
+
+def test_pairs_are_read_as_mmpr_and_say_how_they_came_to_be(base: MLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pairs"
+    command = ["data", "prefer", "base", "world,size=24", str(out), "--route", "both", "--samples", "4", "--max-new", "24", "--json"]
+    assert cli.call(command) == 0
+    summary = json.loads(capsys.readouterr().out)
+    source, pairs = recipe.read("world,size=24"), recipe.read(str(out))
+    records = {line["row"]: line for line in read_jsonl(out / "samples.jsonl")[1:]}
+    assert len(records) == 24 and len(pairs) == summary["tokens"]["all"]["pairs"] >= 12
+    tokens = base.processor.tokenizer
+    for pair in pairs:
+        how, (chosen, rejected) = pair.meta["prefer"], pair.responses
+        row = source[how["row"]]
+        assert (answers.grade(chosen.text, row), answers.grade(rejected.text, row)) == (1.0, 0.0) == how["rewards"]
+        assert [records[how["row"]]["attempts"][n]["text"] for n in how["attempts"]] == [chosen.text, rejected.text]
+        assert how["model"] == summary["model"] and how["seed"] == 0 and how["samples"] == 4
+        if how["method"] == "dropout":
+            assert how["kept"] == max(1, how["tokens"][0] // 2)
+            assert tokens.decode(tokens(rejected.text).input_ids[:1]) == tokens.decode(tokens(chosen.text).input_ids[:1])
+        assert pair.answer == row.answer and pair.images[0].is_relative_to(out / "images")
+    assert {pair.meta["prefer"]["method"] for pair in pairs} == set(BOTH)
+    sides = [sum(pair.meta["prefer"]["tokens"][side] for pair in pairs) / len(pairs) for side in (0, 1)]
+    assert [summary["tokens"]["all"][name] for name in ("chosen", "rejected")] == pytest.approx(sides)
+    assert cli.call(["data", "doctor", str(out), "--workers", "1"]) == 0
+    before, asked = hash_file(out), capsys.readouterr()
+    assert cli.call(command) == 0 and hash_file(out) == before, asked  # complete: nothing is done again
+    assert cli.call([*command, "--seed", "1"]) == 2 and "another seed" in capsys.readouterr().err and hash_file(out) == before
+
+
+def test_wrong_use_is_said_before_a_model_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+    for words, options in {
+        "--samples": ["--samples", "0"],
+        "--reward": ["--reward", "beauty"],
+        "--share": ["--share", "1"],
+        "give reward_model": ["--reward", "learned"],
+    }.items():
+        assert cli.call(["data", "prefer", "nowhere", "world,size=2", str(tmp_path / "out"), *options]) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert cli.call(["data", "prefer", "base", "world,size=2", str(tmp_path / "mine")]) == 2
+    assert "exists already" in capsys.readouterr().err and (tmp_path / "mine").read_text() == "precious"
+
+
+def test_no_pair_at_all_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(numbers: Sequence[int]) -> list[Record]:
+        return [Record(n, "", ("correctness",), (Attempt("a", 1, reward=0.0),)) if n else Record(n, "", failed="dark") for n in numbers]
+
+    with pytest.raises(BadInput, match=r"no row gave a pair: correctness: all wrong \(2\), failed \(1\)"):
+        prefer(ask, recipe.read("world,size=3"), tmp_path / "out", Settings(), "model")
+    assert len(read_jsonl(tmp_path / "out" / "samples.jsonl")) == 4 and not (tmp_path / "out" / "meta.json").exists()
+
+
+def test_sigkill_before_any_write_changes_nothing(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), os.environ.get("PYTHONPATH", "")])}
+    code = [sys.executable, str(here / "killed_prefer.py"), str(tmp_path)]
+    done = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = read_json(tmp_path / "found.json")
+    assert len(report["found"]) > 20 and sum(one["killed"][0] == -9 for one in report["found"]) > 20
+    assert [(one["last"], one["hash"]) for one in report["found"]] == [(0, report["wanted"])] * len(report["found"])
+
+
+def test_a_model_goes_on_to_the_same_bits(base: MLLM, tmp_path: Path) -> None:
+    """With the model itself: cut off anywhere, in the middle of a batch and of a line."""
+    rows = recipe.read("world,size=7")
+    settings = Settings(samples=3, batch=3, max_new=24, route="both")
+    asked = Attempts(base, rows, settings, Judge(settings, torch.device("cpu")))
+    out = tmp_path / "out"
+    prefer(asked.at, rows, out, settings, "base")
+    wanted, samples = hash_file(out), (out / "samples.jsonl").read_bytes()
+    dice = random.Random(0)
+    for _ in range(2):
+        for name in ("meta.json", "pairs.jsonl"):
+            (out / name).unlink()
+        (out / "samples.jsonl").write_bytes(samples[: dice.randrange(len(samples))])
+        prefer(asked.at, rows, out, settings, "base")
+        assert hash_file(out) == wanted
