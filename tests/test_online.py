@@ -14,14 +14,15 @@ from training import ALL, SFT, curve, fresh, run, same, weights
 from pivot.data.collate import collate
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, Scorer
-from pivot.model.critic import Critic, critic
+from pivot.model.critic import Critic, critic, save_head
 from pivot.objective.grpo import Objective as GRPO
 from pivot.objective.ppo import Objective as PPO
 from pivot.objective.reward_model import Objective as RewardModel
 from pivot.records import BadInput, CheckFailed, Example, Response
+from pivot.reward._contract import Reply
 from pivot.train import Settings, train
 from pivot.train.anchor import Anchor
-from pivot.train.judge import Learned
+from pivot.train.judge import Judge, Learned
 from pivot.train.parts import freeze
 
 CHARACTERS = {
@@ -219,3 +220,25 @@ def test_a_score_of_a_reply_does_not_hang_on_its_company(shared_mllm: MLLM, pair
     together = [float(row[0][-1].detach()) for row in made(collate(rows)).values]
     alone = [float(made(collate([row])).values[0][0][-1].detach()) for row in rows]
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_judge_that_never_judges_stops_the_run(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """A key that is wrong, say: otherwise all replies earn nothing, and the run trains on that."""
+    blank = [replace(example, answer=None) for example in pairs[:4]]
+    with pytest.raises(CheckFailed, match=r"none of 12 replies could be judged.*has no answer"):
+        run(fresh(shared_mllm), grpo(reward={"name": "answer"}), blank, tmp_path)
+
+
+def test_the_learned_reward_is_asked_once_for_all_replies(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also behind a gate, where it judges another text than the reply. One by one it would move the model for every reply."""
+    made = fresh(shared_mllm)
+    made.save(tmp_path)
+    save_head(tmp_path, {"weight": torch.ones(1, 32), "bias": torch.zeros(1)})
+    judge, calls = Judge(grpo(reward={"name": "open"}, reward_model=str(tmp_path)), torch.device("cpu")), list[int]()
+    assert judge.learned is not None
+    scored = judge.learned._scored
+    monkeypatch.setattr(judge.learned, "_scored", lambda some: calls.append(len(some)) or scored(some))
+    judge([Reply(f"reply {n}") for n in range(4)], pairs[:4])
+    assert calls == [8]  # four replies and the four answers that they are held against
