@@ -39,6 +39,7 @@ VERBS = {
 }
 READERS = {
     "strangers",
+    "strangers",
     "captions",
     "classes",
     "llava",
