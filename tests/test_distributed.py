@@ -22,6 +22,7 @@ GROUPED = {"batch": 3, "group_by": "modality", "drop_last": True}
 CHARACTERS = {"name": "length", "unit": "characters", "limit": 60}
 GRPO = {"reward": CHARACTERS, "k": 3, "max_new": 3, "kl": 0.1, "passes": 2}
 PPO = {"reward": CHARACTERS, "max_new": 3, "critic_rate": 1e-3}
+LORA = {"lora": {"rank": 4, "alpha": 8}}
 RUNS: list[dict[str, Any]] = [
     {"name": "dpo-1", "objective": "dpo", "knobs": {"gamma": 0.3}, "size": 1},
     {"name": "dpo-ddp", "objective": "dpo", "knobs": {"gamma": 0.3}},
@@ -54,6 +55,12 @@ SLOW: list[dict[str, Any]] = [
     {"name": "ppo-ddp", "objective": "ppo", "knobs": PPO},
     {"name": "ppo-ddp-left", "objective": "ppo", "knobs": PPO, "leave": 4},
     {"name": "ppo-fsdp", "objective": "ppo", "knobs": PPO, "sharded": BLOCKS},
+    {"name": "lora-1", "objective": "dpo", "size": 1, "settings": LORA},
+    {"name": "lora-ddp", "objective": "dpo", "settings": LORA},
+    {"name": "lora-fsdp-left", "objective": "dpo", "leave": 9, "sharded": BLOCKS, "settings": LORA},
+    {"name": "lora-checkpointing", "objective": "dpo", "sharded": {}, "settings": {**LORA, "checkpointing": True}},
+    {"name": "lora-ppo-1", "objective": "ppo", "knobs": PPO, "size": 1, "settings": LORA},
+    {"name": "lora-ppo-fsdp", "objective": "ppo", "knobs": PPO, "sharded": BLOCKS, "settings": LORA},
     {"name": "reward-1", "objective": "reward_model", "size": 1},
     {"name": "reward-fsdp", "objective": "reward_model", "sharded": {}},
     {"name": "bf16-1", "objective": "dpo", "size": 1, "settings": {"precision": "bf16"}},
@@ -153,6 +160,9 @@ def test_two_processes_follow_one_as_ddp_and_as_fsdp2(tmp_path: Path) -> None:
         ("dpo-ddp", "dpo-1", 1e-5),
         ("mpo-ddp", "mpo-1", 1e-5),
         ("dpo-ddp-left", "dpo-1", 1e-5),
+        ("lora-ddp", "lora-1", 1e-5),
+        ("lora-fsdp-left", "lora-1", 1e-5),
+        ("lora-checkpointing", "lora-1", 1e-5),
         ("dpo-fsdp", "dpo-1", 1e-5),
         ("dpo-fsdp-left", "dpo-1", 1e-5),
         ("bf16-ddp", "bf16-1", 2e-2),
@@ -175,7 +185,16 @@ def test_a_crew_that_was_left_goes_on_to_the_same_bits(ran_more: Path, name: str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "one"), [("grpo-fsdp", "grpo-1"), ("ppo-ddp", "ppo-1"), ("ppo-ddp-left", "ppo-1"), ("ppo-fsdp", "ppo-1")])
+@pytest.mark.parametrize(
+    ("name", "one"),
+    [
+        ("grpo-fsdp", "grpo-1"),
+        ("ppo-ddp", "ppo-1"),
+        ("ppo-ddp-left", "ppo-1"),
+        ("ppo-fsdp", "ppo-1"),
+        ("lora-ppo-fsdp", "lora-ppo-1"),
+    ],
+)
 def test_more_crews_write_and_learn_as_one_process(ran_more: Path, name: str, one: str) -> None:
     check_same_rollouts(ran_more, name, one)
 

@@ -133,7 +133,7 @@ def test_held_out_prompts_are_tried_by_the_same_draws(shared_mllm: MLLM, pairs: 
 def test_the_anchor_is_the_first_weights_and_gives_the_present_ones_back(mllm: MLLM, pairs: list[Example]) -> None:
     scorer, batch = Scorer(mllm), collate([mllm.encode(example) for example in pairs[:2]])
     first = [[response.clone() for response in row] for row in scorer(batch).logps]
-    anchor = Anchor(dict(mllm.model.named_parameters()))
+    anchor = Anchor(dict(mllm.model.named_parameters()), scorer)
     with torch.no_grad():
         for parameter in mllm.model.parameters():
             parameter.add_(0.01)

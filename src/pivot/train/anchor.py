@@ -11,12 +11,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 
 class Anchor:
-    """A copy of some parameters as they are now."""
+    """A copy of some parameters as they are now. `model`: what they are called through."""
 
-    def __init__(self, trained: Mapping[str, nn.Parameter]) -> None:
+    def __init__(self, trained: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+        self._sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
         self._trained = {name: _local(parameter) for name, parameter in trained.items()}
         self._kept = {name: tensor.clone() for name, tensor in self._trained.items()}
 
@@ -32,6 +34,8 @@ class Anchor:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        for module in self._sharded:
+            module.reshard()  # without gradients, the outermost one stays gathered after a call, and would not see the others
         for name, present in self._trained.items():
             other = present.clone()
             present.copy_(self._kept[name])

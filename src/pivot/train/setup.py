@@ -80,7 +80,7 @@ def build(
         heldout=None if validation is None else Data(objective.source(validation)),
         checkpoints=Checkpoints(folder, crew),
         ahead=Ahead(settings.workers),
-        anchor=Anchor(_trained(mllm)) if objective.online and objective.needs_reference else None,
+        anchor=Anchor(_trained(mllm), scorer) if objective.online and objective.needs_reference else None,
         judge=Judge(objective, crew.device) if isinstance(objective, Online) else None,
         begun={
             "model": {key: hash_json(value) for key, value in told.items() if key not in ("device", "versions")},
