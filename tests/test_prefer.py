@@ -21,7 +21,7 @@ from pivot import answers, cli, recipe
 from pivot.files import hash_file, read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.records import BadInput, Example, Response
-from pivot.reward._contract import Score
+from pivot.reward._contract import Score, unjudged
 from pivot.train.attempts import Attempts
 from pivot.train.judge import Judge
 from pivot.train.pairing import Attempt, Pair, Record, Settings, balanced, candidates, reason
@@ -210,6 +210,26 @@ def test_no_row_and_no_reply_ends_the_job(base: MLLM, tmp_path: Path) -> None:
     assert {attempt.reward for attempt in judged} == {None, 1.0}
 
 
+def test_a_judge_that_is_out_of_order_stops_the_job_and_spoils_nothing(base: MLLM, tmp_path: Path) -> None:
+    rows, settings = recipe.read("world,size=4"), Settings(reward={"name": "judge"}, chat={}, batch=2, samples=2, max_new=24, route="both")
+    sleeps = set[str]()
+
+    def judge(replies: Sequence[str], examples: Sequence[Example]) -> list[Score]:
+        return [
+            unjudged("asleep") if example.id in sleeps else Score(len(reply) % 2) for reply, example in zip(replies, examples, strict=True)
+        ]
+
+    asked = Attempts(base, rows, settings, judge)
+    prefer(asked.at, rows, tmp_path / "plain" / "out", settings, "base")
+    sleeps |= {"row 2", "row 3"}  # the second batch
+    with pytest.raises(BadInput, match="could be judged: asleep; see to that and run the same command again"):
+        prefer(asked.at, rows, tmp_path / "again" / "out", settings, "base")
+    assert len(read_jsonl(tmp_path / "again" / "out" / "samples.jsonl")) == 3
+    sleeps.clear()
+    prefer(asked.at, rows, tmp_path / "again" / "out", settings, "base")
+    assert hash_file(tmp_path / "again" / "out") == hash_file(tmp_path / "plain" / "out")
+
+
 # ---- from data to a file of pairs
 
 
@@ -260,7 +280,7 @@ def test_no_pair_at_all_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[st
     def ask(numbers: Sequence[int]) -> list[Record]:
         return [Record(n, "", ("correctness",), (Attempt("a", 1, reward=0.0),)) if n else Record(n, "", failed="dark") for n in numbers]
 
-    with pytest.raises(BadInput, match=r"no row gave a pair: correctness: all wrong \(2\), failed \(1\)"):
+    with pytest.raises(BadInput, match=r"no row gave a pair: correctness: all wrong \(2\), failed \(1\); row 0: dark;"):
         prefer(ask, recipe.read("world,size=3"), tmp_path / "out", Settings(), "model")
     assert len(read_jsonl(tmp_path / "out" / "samples.jsonl")) == 4 and not (tmp_path / "out" / "meta.json").exists()
 

@@ -87,7 +87,12 @@ def _lines(summary: Mapping[str, Any], out: Path) -> list[str]:
         sides = f"{found['chosen']:.2f} tokens chosen, {found['rejected']:.2f} rejected, difference {found['difference']:+.3f}"
         lines.append(f"  {method}: {found['pairs']:,} pairs, {sides}, within a pair {found['within']:.2f}")
     lines += [f"  no pair by {visible(why)}: {count:,} rows" for why, count in summary["without_pair"].items()]
-    if failed := summary["failed"]:
-        lines.append(f"  failed: {len(failed):,} rows, of which")
-        lines += [visible(f"    row {one['row']}: {one['says']}") for one in failed[:SHOWN]]
+    unjudged = sum(count for what, count in summary["attempts"].items() if what.endswith("not judged"))
+    for what, found, count in (
+        ("rows failed", summary["failed"], len(summary["failed"])),
+        ("attempts not judged", summary["unjudged"], unjudged),
+    ):
+        if found:
+            lines.append(f"  {count:,} {what}, the first:")
+            lines += [visible(f"    row {one['row']}: {one['says']}") for one in found[:SHOWN]]
     return [*lines, *(f"  no place for: {visible(what)} ({count:,} rows)" for what, count in summary["lost"].items())]

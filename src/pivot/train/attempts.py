@@ -17,7 +17,7 @@ from pivot.model.families import context
 from pivot.model.rollout import Sampled, draws
 from pivot.model.score import Scorer
 from pivot.records import BadInput, Example, Response
-from pivot.reward._contract import Reply, Score, unjudged
+from pivot.reward._contract import Reply, Score, needs, unjudged
 from pivot.train.feed import read
 from pivot.train.pairing import Attempt, Method, Record, Settings, checkable, continuable
 
@@ -29,7 +29,7 @@ Judge = Callable[[Sequence[Reply], Sequence[Example]], Sequence[Score]]
 
 @dataclass
 class Try:
-    """A row that is being tried. `said`: of each attempt the tokens, without the one that ends it."""
+    """A row that is being tried. `said`: of each attempt the tokens, without the one that ends it. `judged`: how many were."""
 
     number: int
     example: Example
@@ -37,6 +37,7 @@ class Try:
     methods: tuple[Method, ...]
     attempts: list[Attempt] = field(default_factory=list)
     said: list[list[int]] = field(default_factory=list)
+    judged: int = 0
 
     def add(self, attempt: Attempt, said: list[int]) -> None:
         self.attempts.append(attempt)
@@ -57,10 +58,9 @@ class Attempts:
         opened = [self._opened(number) for number in numbers]
         tries = [one for one in opened if isinstance(one, Try)]
         self._sample([one for one in tries if "correctness" in one.methods or self._settings.chosen == "sampled"])
-        self._judged([(one, number) for one in tries for number in range(len(one.attempts))])
-        begun = [len(one.attempts) for one in tries]
+        self._judged(tries)
         self._continue([one for one in tries if "dropout" in one.methods and one.example.images])
-        self._judged([(one, number) for one, start in zip(tries, begun, strict=True) for number in range(start, len(one.attempts))])
+        self._judged(tries)
         return [one if isinstance(one, Record) else Record(one.number, one.example.id, one.methods, tuple(one.attempts)) for one in opened]
 
     def _opened(self, number: int) -> Try | Record:
@@ -123,22 +123,31 @@ class Attempts:
 
     # ---- judging
 
-    def _judged(self, wanted: Sequence[tuple[Try, int]]) -> None:
-        """Judge attempts where that is how they are paired, or where there is an answer that shows which are right."""
-        wanted = [(one, number) for one, number in wanted if "correctness" in one.methods or checkable(one.example)]
+    def _judged(self, tries: Sequence[Try]) -> None:
+        """Judge new attempts where that is how they are paired, or where there is an answer that shows which are right.
+
+        A model that judges nothing of a whole batch is out of order: what it said of later ones would be worth no more.
+        """
+        asked = [one for one in tries if "correctness" in one.methods or checkable(one.example)]
+        wanted = [(one, number) for one in asked for number in range(one.judged, len(one.attempts))]
         replies = [Reply(at.text, at.tokens / self._settings.max_new, at.finished) for at in (one.attempts[n] for one, n in wanted)]
         named = [replace(one.example, id=f"row {one.number}") for one, _ in wanted]  # data may repeat an id, and scores go by it
-        for (one, number), score in zip(wanted, self._scores(replies, named), strict=True):
+        scores = self._scores(replies, named)
+        if scores and needs(self._settings.reward) and all(score.failed for score in scores):
+            raise BadInput(
+                f"no attempt at {len(tries)} rows could be judged: {scores[0].failed}; see to that and run the same command again"
+            )
+        for (one, number), score in zip(wanted, scores, strict=True):
             value = None if score.failed or not math.isfinite(score) else float(score)
             one.attempts[number] = replace(one.attempts[number], reward=value, failed=score.failed)
+        for one in asked:
+            one.judged = len(one.attempts)
 
     def _scores(self, replies: Sequence[Reply], examples: Sequence[Example]) -> Sequence[Score]:
-        """A reward of the user's own that fails at one reply has not judged it."""
+        """What cannot be judged, say because it is too long for the model that judges, keeps no other from being judged."""
         try:
             return self._judge(replies, examples)
-        except BadInput:  # of what judges: an endpoint that does not answer, a folder that is not there
-            raise
-        except Exception as failed:
+        except Exception as failed:  # rewards may be anyone's
             if len(replies) == 1:
                 return [unjudged(f"{type(failed).__name__}: {failed}")]
             return [self._scores([reply], [example])[0] for reply, example in zip(replies, examples, strict=True)]

@@ -26,6 +26,7 @@ from pivot.train.pairing import Attempt, Method, Pair, Record, Settings, balance
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 VERSION = 1  # of samples.jsonl
+CAP = 20  # attempts that were not judged of which the summary says why; samples.jsonl has all
 Ask = Callable[[Sequence[int]], Sequence[Record]]  # rows by number, tried together
 
 
@@ -117,6 +118,7 @@ class Found:
     rows: list[int] = field(default_factory=list)
     none: Counter[str] = field(default_factory=Counter)
     failed: list[dict[str, Any]] = field(default_factory=list)
+    unjudged: list[dict[str, Any]] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
 
     def see(self, record: Record, threshold: float) -> None:
@@ -133,10 +135,12 @@ class Found:
             judged = {True: "right", False: "wrong", None: "not judged"}[attempt.right(threshold)]
             self.attempts.update([attempt.origin, f"{attempt.origin}, {judged}"])
             self.attempts["cut off"] += not attempt.finished
+            if attempt.failed and len(self.unjudged) < CAP:
+                self.unjudged.append({"row": record.row, "says": attempt.failed})
 
     def facts(self) -> dict[str, Any]:
         """For the summary."""
-        return {"failed": self.failed, "without_pair": dict(self.none), "attempts": dict(self.attempts)}
+        return {"failed": self.failed, "unjudged": self.unjudged, "without_pair": dict(self.none), "attempts": dict(self.attempts)}
 
 
 def _gathered(file: Path, settings: Settings) -> Found:
@@ -145,7 +149,8 @@ def _gathered(file: Path, settings: Settings) -> Found:
         found.see(record, settings.threshold)
     if not found.groups:
         why = ", ".join(f"{what} ({rows})" for what, rows in [*found.none.most_common(), ("failed", len(found.failed))] if rows)
-        raise BadInput(f"no row gave a pair: {why}; see {file}, and try more samples, or another temperature, threshold or route")
+        first = next((f"; row {one['row']}: {one['says']}" for one in [*found.failed, *found.unjudged]), "")
+        raise BadInput(f"no row gave a pair: {why}{first}; try more samples, or another temperature, threshold or route ({file})")
     return found
 
 
