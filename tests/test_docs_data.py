@@ -78,4 +78,5 @@ def test_the_commands_shown_are_commands(words: list[str]) -> None:
     group: Any = typer.main.get_command(cli.app)
     verb = group.commands["data"].commands[words[1]]
     assert verb.make_context(words[1], words[2:])
-    assert words[2].partition(",")[0] in (*lookup.names("data"), "my-pairs")
+    source = words[3 if words[1] == "prefer" else 2]  # there the model stands first
+    assert source.partition(",")[0] in (*lookup.names("data"), "my-pairs", "own-pairs")
