@@ -120,16 +120,11 @@ def level(rewards: Tensor) -> Tensor:
 
 def graded(rollouts: Rollouts) -> Metrics:
     """What is told of rewards, whatever is made of them. Names are TRL's."""
-    import torch
-
     rewards = rollouts.rewards  # (P, k)
-    spread = rewards.std(dim=1) if rewards.shape[1] > 1 else torch.zeros(len(rewards))
-    return {
-        "reward": rewards.mean(),
-        "reward_std": spread.mean(),
-        "frac_reward_zero_std": level(rewards).double().mean(),
-        "completions/clipped_ratio": (~rollouts.finished).double().mean(),
-    }
+    metrics = {"reward": rewards.mean(), "completions/clipped_ratio": (~rollouts.finished).double().mean()}
+    if rewards.shape[1] > 1:  # one reply alone has no spread to lack
+        metrics |= {"reward_std": rewards.std(dim=1).mean(), "frac_reward_zero_std": level(rewards).double().mean()}
+    return metrics
 
 
 def clipped(ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:

@@ -22,7 +22,8 @@ NEAR = 0.01  # relative difference below which two costs are called equal
 
 def matching(ledgers: Sequence[Facts], tried: Mapping[str, Sequence[float] | None] | None = None) -> Facts:
     """Judge the ledgers of trained arms: `matched` (None if there are not two to compare), sentences on what is equal, what differs,
-    and what to be wary of. `tried`: the learning rates among which each arm's own was chosen, None where the recipe does not say.
+    and what is to be said of how learning rates were found. `tried`: those among which each arm's own was chosen, None where the
+    recipe does not say.
     """
     by_seed: dict[Any, dict[str, Facts]] = {}
     for ledger in ledgers:
@@ -36,7 +37,8 @@ def matching(ledgers: Sequence[Facts], tried: Mapping[str, Sequence[float] | Non
         "same": [_same(groups)] if matched else [],
         "faults": faults,
         "differ": _differ(first) if first else [],
-        "wary": [*_searches(tried or {}), *_edges(tried or {}, first)],
+        "searches": _searches(tried or {}),
+        "edges": _edges(tried or {}, first),
     }
 
 

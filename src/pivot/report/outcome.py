@@ -18,7 +18,7 @@ def outcome(found: Mapping[str, Any], measured: Sequence[Scores]) -> Facts:
     return {
         "badges": list(dict.fromkeys(badge for badge, _, _ in judged.values())),
         "leads": [(run, lead) for run, (_, lead, _) in judged.items()],
-        "notes": [*(fact for one in found["matching"] for fact in one["wary"]), *(_notes(min(seeds), measured) if seeds else [])],
+        "notes": [*_searched(found), *(_notes(min(seeds), measured) if seeds else [])],
     }
 
 
@@ -79,6 +79,13 @@ def _verdict(scores: Scores, a: str, b: str) -> str:
     if told["verdict"] == "open":
         return f"{over}, no difference between {scores.name(a)} and {scores.name(b)} shows on {_what(scores)}: {points}."
     return f"{over}, {scores.contrast(a, b)} is {points} on {_what(scores)}, without an interval."
+
+
+def _searched(found: Mapping[str, Any]) -> list[str]:
+    """That one arm's learning rate was looked for harder than another's, where it was, or may have been."""
+    if not any(one["searches"] for one in found["matching"]):
+        return []
+    return ["Not all arms' learning rates are known to have been searched alike (see What was compared): a difference may come from that."]
 
 
 def _notes(seeds: int, measured: Sequence[Scores]) -> list[str]:

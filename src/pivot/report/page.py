@@ -117,7 +117,9 @@ def _knob(value: Any) -> str:
     """A value; one with knobs of its own in brackets."""
     if isinstance(value, Mapping):
         return f"({_objective(value)})" if "name" in value else f"({', '.join(f'{key} {_knob(of)}' for key, of in value.items())})"
-    return words.plain(value) if words.is_number(value) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return words.count(value) if isinstance(value, int) else words.plain(value) if words.is_number(value) else str(value)
 
 
 def _name(ledger: Facts) -> str:
