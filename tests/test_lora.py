@@ -96,7 +96,7 @@ OBJECTIVES: dict[str, Any] = {
 TWO: dict[str, Any] = {"batch": 2, **LORA}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "ppo shared" else name for name in OBJECTIVES])
 def test_every_objective_trains_adapters(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, name: str) -> None:
     """And the margins of those with a reference begin at zero, which the loop itself sees to."""
     mllm = fresh(shared_mllm)
@@ -143,7 +143,9 @@ def _saved(mllm: MLLM, folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
 
-@pytest.mark.parametrize(("objective", "leave"), [(SFT(), 3), (grpo(k=2, kl=0.1), 3)], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("objective", "leave"), [(SFT(), 3), pytest.param(grpo(k=2, kl=0.1), 3, marks=pytest.mark.slow)], ids=["sft", "grpo"]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, objective: Any, leave: int) -> None:
     settings = {**TWO, "micro": 2, "save_every": 1, "warmup": 0.0, "schedule": "constant"}
     whole, again = fresh(shared_mllm), fresh(shared_mllm)
@@ -185,8 +187,15 @@ def test_weights_that_move_below_adapters_are_caught(
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing")
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("targets", [("all-linear",), ("q_proj", "v_proj")])
+@pytest.mark.parametrize(
+    ("targets", "checkpointing"),
+    [
+        (("all-linear",), True),
+        (("q_proj", "v_proj"), False),
+        pytest.param(("all-linear",), False, marks=pytest.mark.slow),
+        pytest.param(("q_proj", "v_proj"), True, marks=pytest.mark.slow),
+    ],
+)
 def test_the_formula_counts_adapters(mllm: MLLM, targets: Any, checkpointing: bool) -> None:
     settings = Settings(lora=Lora(rank=8, targets=targets))
     whole = row_flops(mllm.model.config, row(mllm.model.config, 1, 11, (9, 4)), checkpointing=checkpointing)
