@@ -204,6 +204,23 @@ def test_a_resumed_stage_counts_its_rate_from_where_it_went_on(monkeypatch: pyte
     assert "1/s, 10.0 s left" in said[0]
 
 
+def test_of_replies_that_earn_the_newest_reward_is_shown_and_not_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss says nothing there, and only the first update of a rollout tells what was earned."""
+    said, clock = list[str](), Clock(monkeypatch)
+    shown = Screen(said.append, None, json=False)
+    for stage in ("post-grpo", "post-sft"):
+        shown.tell(Event("begin", stage))
+        for step in range(1, 21):
+            clock.now += 1.0
+            earned = {"reward": step / 100, "frac_reward_zero_std": 0.25} if stage == "post-grpo" and step % 4 == 1 else {}
+            shown.tell(Event("progress", stage, {"done": step, "total": 20, "loss": 1e-9, **earned}))
+    assert [line.partition("left")[2].split() for line in said[:2]] == [
+        ["reward", "0.09", "frac_reward_zero_std", "0.25"],
+        ["reward", "0.17", "frac_reward_zero_std", "0.25"],
+    ]
+    assert said[2].endswith("loss 1e-09"), "another stage begins with nothing"
+
+
 def test_a_terminal_gets_a_bar_that_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
