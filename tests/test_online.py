@@ -242,3 +242,6 @@ def test_the_learned_reward_is_asked_once_for_all_replies(
     monkeypatch.setattr(judge.learned, "_scored", lambda some: calls.append(len(some)) or scored(some))
     judge([Reply(f"reply {n}") for n in range(4)], pairs[:4])
     assert calls == [8]  # four replies and the four answers that they are held against
+    twins = [replace(example, id="twin", answer="the same") for example in pairs[:2]]  # real sets repeat ids
+    judge([Reply("so")] * 2, twins)
+    assert calls == [8, 4]

@@ -39,6 +39,7 @@ VERBS = {
 }
 READERS = {
     "strangers",
+    "instructed",
     "strangers",
     "captions",
     "classes",

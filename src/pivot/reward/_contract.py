@@ -122,10 +122,10 @@ def scored(spec: Mapping[str, Any], pairs: Iterable[tuple[str, Example]]) -> lis
 
     It need not be the replies themselves: behind a gate it is their answers, and `open` asks about the example's own answer.
     """
-    asked: dict[tuple[str, str], tuple[str, Example]] = {}
+    asked: dict[tuple[str, str, str], tuple[str, Example]] = {}
 
     def note(reply: str, example: Example) -> float:
-        asked[example.id, reply] = (reply, example)
+        asked[example.id, str(example.prompt), reply] = (reply, example)  # ids alone may come twice
         return 0.0
 
     if "score" in needs(spec):

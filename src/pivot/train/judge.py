@@ -30,11 +30,11 @@ class Learned:
         self._mllm, self._device = mllm, device
         self._critic = Critic(Scorer(mllm), "only").eval()
         self._critic.head.load_state_dict(weights)
-        self._known: dict[tuple[str, str], float] = {}
+        self._known: dict[tuple[str, str, str], float] = {}
 
     def ahead(self, pairs: Pairs) -> None:
         """Score all of these at once, and forget what was known before."""
-        wanted = {(example.id, reply): (reply, example) for reply, example in pairs if reply.strip()}
+        wanted = {_key(reply, example): (reply, example) for reply, example in pairs if reply.strip()}
         self._known = {}
         self._critic.to(self._device)
         for start in range(0, len(wanted), AT_ONCE):
@@ -46,15 +46,20 @@ class Learned:
         """The score of a reply; of one that says nothing, not a number."""
         if not reply.strip():
             return float("nan")
-        if (example.id, reply) not in self._known:
+        if _key(reply, example) not in self._known:
             self.ahead([(reply, example)])
-        return self._known[example.id, reply]
+        return self._known[_key(reply, example)]
 
     @torch.no_grad()
     def _scored(self, pairs: Pairs) -> list[float]:
         rows = [self._mllm.encode(replace(example, responses=(Response(reply),))) for reply, example in pairs]
         values = self._critic(send_to_device(collate(rows), self._device)).values
         return [float(row[0][-1]) for row in values]
+
+
+def _key(reply: str, example: Example) -> tuple[str, str, str]:
+    """Of a reply to an example. Ids alone may come twice in a data set."""
+    return example.id, str(example.prompt), reply
 
 
 class Asks(Protocol):
