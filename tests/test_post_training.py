@@ -183,5 +183,7 @@ def test_a_file_trains_what_it_says(name: str, judge: Path, tmp_path: Path, caps
         assert f"{k} replies" in ledger["learns"] or (k == 1 and "a reply" in ledger["learns"])
         lines = read_jsonl(tmp_path / "run" / f"post-{arm}" / "seed-42" / "metrics.jsonl")
         assert "reward" in lines[0] and any(key.startswith("rewards/") for key in lines[0])
-    assert (tmp_path / "run" / f"encoder-{arm}" / "seed-42" / "tap.json").exists()
+    card = (tmp_path / "run" / f"encoder-{arm}" / "seed-42" / "README.md").read_text(encoding="utf-8")
+    (told,) = (line for line in card.splitlines() if line.startswith(f"- post: {arm} ("))
+    assert "{" not in told and ("reward (mixed, " in told) == bool(k)
     assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -88,6 +88,14 @@ def of_model(source: str, dequantised: str | None = None) -> Provenance:
 def _sentence(stage: str, objective: str, knobs: Mapping[str, Any], section: recipes.Post, rates: Mapping[str, float]) -> str:
     """One stage of training in words."""
     pace = ", ".join(f"{part} {rate:g}" if rate else f"{part} frozen" for part, rate in rates.items())
-    turned = f" ({', '.join(f'{key} {value}' for key, value in knobs.items() if value is not None)})" if knobs else ""
+    turned = f" {_told(knobs)}" if knobs else ""
     epochs, batch = section.settings["epochs"], section.settings["batch"]
     return f"{stage}: {objective}{turned} on `{section.data}`, {epochs} epoch{'s' * (epochs > 1)} of batches of {batch}; rates: {pace}"
+
+
+def _told(value: Any) -> str:
+    """A knob's value; one with knobs of its own in brackets, its name first."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    inside = [f"{key} {_told(of)}" for key, of in value.items() if key != "name" and of is not None]
+    return f"({', '.join([*([str(value['name'])] if 'name' in value else []), *inside])})"
