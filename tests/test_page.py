@@ -43,7 +43,9 @@ return [document.documentElement.scrollWidth - wide, ...[...document.querySelect
 
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo"))
+    """Arms of every kind, one response, two, and their own; as many as there are tones."""
+    arms = ("original", "sft", "dpo", "grpo", "ppo", "mpo", "kto", "orpo")
+    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo", arms=arms, size=24))
 
 
 @pytest.fixture(scope="module")
