@@ -84,7 +84,9 @@ def test_a_file_says_what_the_protocol_says(name: str) -> None:
     if stage == "post":
         assert arm and arm.objective and list(told.arms) == [arm.objective["name"]]
     if "dpo" in told.arms:
-        assert arm and arm.objective == {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0, "alpha": 1.0, "gamma": 0.0}
+        papers = {"kind": "sigmoid", "beta": 0.1, "label_smoothing": 0.0, "alpha": 1.0, "gamma": 0.0}
+        off = {"mean": False, "differ": 1.0, "image": 0.0, "anchor": 0.0}
+        assert arm and arm.objective == {"name": "dpo", **papers, **off}
 
 
 def test_every_file_is_in_the_table_and_no_two_write_into_one_folder() -> None:
