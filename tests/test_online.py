@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from training import ALL, SFT, curve, fresh, run, same, weights
 
 from pivot.data.collate import collate
@@ -16,6 +18,7 @@ from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import Critic, critic, save_head
 from pivot.objective.grpo import Objective as GRPO
+from pivot.objective.mpo import Objective as MPO
 from pivot.objective.ppo import Objective as PPO
 from pivot.objective.reward_model import Objective as RewardModel
 from pivot.records import BadInput, CheckFailed, Example, Response
@@ -245,3 +248,14 @@ def test_the_learned_reward_is_asked_once_for_all_replies(
     twins = [replace(example, id="twin", answer="the same") for example in pairs[:2]]  # real sets repeat ids
     judge([Reply("so")] * 2, twins)
     assert calls == [8, 4]
+
+
+def test_the_ledger_counts_critics_and_looks_ahead(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """Against torch's own count of all that a whole run computes: sampling, scoring, the anchor, critics and updates."""
+    for name, objective in {"detached": ppo(critic="detached", passes=1), "separate": ppo(passes=1), "mpo": MPO()}.items():
+        mllm = fresh(shared_mllm)
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            run(mllm, objective, pairs[:4], tmp_path / name, batch=2, micro=1, workers=0)
+        facts = read_json(tmp_path / name / "ledger.json")
+        found = facts["flops"] + (facts["reference"] or {"flops": 0})["flops"]
+        assert found == pytest.approx(counter.get_total_flops(), rel=0.1), name

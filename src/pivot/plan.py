@@ -7,7 +7,7 @@ probes and benches are not in the FLOPs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -131,9 +131,10 @@ class Sizes:
     def _taught(self, teaching: Teaching, rates: Rates, adapters: Adapters | None) -> dict[str, Any]:
         """Tokens and FLOPs are those of all epochs, and with a reference of computing it once: nothing of it may be cached yet.
 
-        Replies that the model writes itself are taken to be as long as they may be. A separate critic is not in it.
+        Replies that the model writes itself are taken to be as long as they may be.
         """
         from pivot.model.flops import row_flops
+        from pivot.train.ledger import models
 
         mllm, settings, objective = self.rehearsal.mllm, teaching.settings, teaching.made
         reading = self.rehearsal.reading(teaching)
@@ -145,13 +146,14 @@ class Sizes:
         training: dict[str, Any] = {**options, "trained": rates.trained(), "checkpointing": settings.checkpointing}
         costs = [row_flops(mllm.model.config, row, **training) for row in reading.rows]
         once = [row_flops(mllm.model.config, row, **options, backward=False) for row in reading.rows]
+        ahead = objective.needs_sums and settings.batch > settings.micro * self.machine.gpus  # then rows are scored once more
         # Written by the model itself, each row is sampled, and scored as often as the objective asks for.
         before = (
-            reads * (1 + objective.needs_old + objective.needs_reference)
+            reads * (1 + models(objective) * objective.needs_old + objective.needs_reference)
             if objective.online
-            else reading.examples * objective.needs_reference
+            else reading.examples * objective.needs_reference + reads * ahead
         )
-        flops = mean(costs) * reads * objective.passes + mean(once) * before
+        flops = mean(costs) * reads * objective.passes * models(objective) + mean(once) * before
         return {
             "examples": reading.examples,
             "steps": steps * objective.passes,
@@ -177,7 +179,7 @@ class Sizes:
         key = (trained, adapters, settings.precision, batch.rows, batch.tokens, batch.supervised, batch.segment is None)
         if key not in self._memory:
             self._memory[key] = memory(model, batch, settings.precision, self.machine.gpus, adapters)
-        without, with_ = self._memory[key]
+        without, with_ = (self._beside(held, teaching.made) for held in self._memory[key])
         chosen, other = (with_, without) if settings.checkpointing else (without, with_)
         return {
             **asdict(chosen),
@@ -187,6 +189,19 @@ class Sizes:
             "micro": micro,
             "longest": max(row.length for row in reading.rows),
         }
+
+    def _beside(self, held: Memory, objective: Any) -> Memory:
+        """With a critic of its own, which is as large as the policy, and with the first weights of what trains, if these are kept."""
+        from pivot.train.ledger import models
+
+        times, kept = models(objective), held.optimizer // 2 if objective.online and objective.needs_reference else 0
+        return replace(
+            held,
+            weights=held.weights * times + kept,
+            gradients=held.gradients * times,
+            optimizer=held.optimizer * times,
+            activations=None if held.activations is None else held.activations * times,
+        )
 
 
 def _error(costs: Sequence[float]) -> float:

@@ -58,9 +58,9 @@ class Critic(nn.Module):
         }
         return {**apart, **{f"head.{name}": weight for name, weight in self.head.named_parameters()}}
 
-    def forward(self, batch: Mapping[str, Any], **options: Any) -> Any:
-        """As the scorer's, with `values`; samples as the scorer does."""
-        if "sampling" in options:
+    def forward(self, batch: Mapping[str, Any], values: bool = True, **options: Any) -> Any:
+        """As the scorer's, with `values` unless these are not asked for; samples as the scorer does."""
+        if "sampling" in options or not values:
             return self.scorer(batch, **options)
         if self.kind == "only":
             found = self.scorer(batch, hidden=True, logps=False)

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
-from pivot.data.collate import Row
 from pivot.model.flops import row_flops
-from pivot.model.lora import Adapters
-from pivot.train.parts import Rates
-from pivot.train.settings import Settings
+from pivot.objective._contract import Objective
+from pivot.train.feed import Portion
 from pivot.train.state import Setup, State
 
 PACKAGES = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
 
 
-def cost(
-    rows: Sequence[Row], config: PreTrainedConfig, settings: Settings, rates: Rates, adapters: Adapters | None = None
-) -> tuple[int, int, float]:
-    """Image tokens, text tokens and floating-point operations of training on some rows once."""
-    options = {"trained": rates.trained(), "checkpointing": settings.checkpointing, "adapters": adapters}
-    work = sum(row_flops(config, row, settings.backend, **options) for row in rows)
-    return sum(row.image_tokens for row in rows), sum(row.text_tokens for row in rows), work
+def cost(setup: Setup, portion: Portion) -> tuple[int, int, float]:
+    """Image tokens, text tokens and floating-point operations of learning from this process' rows once.
+
+    A critic of its own costs what the policy does; where the objective looks ahead over several micro-batches, rows are scored
+    once more. What came before the update is the portion's own.
+    """
+    rows, objective, config, settings = portion.rows, setup.objective, setup.mllm.model.config, setup.settings
+    scoring: dict[str, Any] = {"backend": settings.backend, "adapters": setup.adapters}
+    training = {**scoring, "trained": setup.rates.trained(), "checkpointing": settings.checkpointing}
+    work = sum(row_flops(config, row, **training) for row in rows) * models(objective)
+    if objective.needs_sums and len(portion.micros) > 1:
+        work += sum(row_flops(config, row, **scoring, backward=False) for row in rows)
+    return sum(row.image_tokens for row in rows), sum(row.text_tokens for row in rows), work + portion.flops
+
+
+def models(objective: Objective) -> int:
+    """How many MLLMs read a row: the policy, and perhaps a critic beside it."""
+    return 2 if objective.head == "separate" else 1
 
 
 def objective_facts(objective: Any) -> dict[str, Any]:

@@ -210,18 +210,17 @@ def _account(setup: Setup, state: State, portion: Portion, waited: float) -> tup
     own = (
         [f"{row.id} {row.asks}" for row in portion.rows],
         count(portion.rows, k),
-        cost(portion.rows, setup.mllm.model.config, setup.settings, setup.rates, setup.adapters),
-        portion.flops,
+        cost(setup, portion),
         sum(row.cut for row in portion.rows),
         waited - portion.seconds,
     )
     told = gather_object([own])
     names = [""] * sum(len(ids) for ids, *_ in told)
-    for process, (ids, _, (images, text, flops), first, *_) in enumerate(told):
+    for process, (ids, _, (images, text, flops), *_) in enumerate(told):
         names[process :: len(told)] = ids  # as order.share dealt them
         state.spent.image_tokens += images
         state.spent.text_tokens += text
-        state.spent.flops += flops + first
+        state.spent.flops += flops
     counts = reduce(add, (counts for _, counts, *_ in told))
     if not portion.again:
         state.spent.read(names)

@@ -30,6 +30,7 @@ from pivot.objective._online import Online, Rollouts
 from pivot.reward._contract import Reply, Score
 from pivot.train.feed import Data, Portion, micros, read
 from pivot.train.judge import told as earned
+from pivot.train.ledger import models
 from pivot.train.order import pieces, share
 from pivot.train.state import Rollout, Setup, State
 
@@ -126,7 +127,7 @@ def _roll(setup: Setup, state: State, group: Batches, rows: list[list[Row]], num
             _lay(own, name, nested)
     if setup.anchor:
         with setup.anchor.weighed():
-            _lay(own, "reference", _scored(setup, replied, filler, "reference")["reference"])
+            _lay(own, "reference", _scored(setup, replied, filler, "reference", values=False)["reference"])
     clock.append(time.perf_counter())
     # Sampling costs what scoring does: every token goes through the LLM once.
     once = sum(row_flops(setup.mllm.model.config, row, "shared", backward=False, adapters=setup.adapters) for row in replied)
@@ -136,7 +137,7 @@ def _roll(setup: Setup, state: State, group: Batches, rows: list[list[Row]], num
         rows=[],
         micros=[],
         metrics={**metrics, **times},
-        flops=once * (1 + objective.needs_old + (setup.anchor is not None)),
+        flops=once * (1 + models(objective) * objective.needs_old + (setup.anchor is not None)),
         seconds=time.perf_counter() - clock[0],
     )
 
@@ -195,13 +196,14 @@ def _lay(own: Sequence[Written], name: str, nested: Nested) -> None:
 
 
 @torch.no_grad()
-def _scored(setup: Setup, rows: Sequence[Row], filler: Row, name: str) -> dict[str, Nested]:
+def _scored(setup: Setup, rows: Sequence[Row], filler: Row, name: str, values: bool = True) -> dict[str, Nested]:
     """Log-probabilities of replies, and values if there is a critic, on the host. All processes run equally many batches."""
     found: dict[str, Nested] = {name: []}
+    options = {**setup.scoring, **({} if values or setup.objective.head == "none" else {"values": False})}
     size = setup.settings.micro
     for call in range(max(gather_object([math.ceil(len(rows) / size)]))):
         some = rows[call * size : (call + 1) * size]
-        scores = setup.scorer(send_to_device(collate(some or [filler]), setup.accelerator.device), **setup.scoring)
+        scores = setup.scorer(send_to_device(collate(some or [filler]), setup.accelerator.device), **options)
         if some:
             found[name] += [[reply.float().cpu() for reply in row] for row in scores.logps]
             if scores.values is not None:
