@@ -49,4 +49,4 @@ def read(path: str | None = None, *, of: Any = None, system: str | None = None, 
     """Open a data set with an instruction. `path` is not used: `of` names the rows."""
     if of is None:
         raise BadInput("instructed: of names no rows; give the data that is told something, as in of=llava,chats.json")
-    return Instructed(part("instructed", of).rows, system, after)
+    return Instructed(part("of", of, "instructed: of").rows, system, after)

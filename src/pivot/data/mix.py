@@ -91,22 +91,25 @@ def read(path: str | None = None, *, of: Mapping[str, Any], size: int | None = N
     return Mix(parts, size, seed)
 
 
-def part(name: str, given: Any) -> Part:
-    """One data set by its description, in one line or with reader and options: what `of` takes, here and in other readers."""
+def part(name: str, given: Any, place: str | None = None) -> Part:
+    """One data set by its description, in one line or with reader and options: what `of` takes, here and in other readers. `place`:
+    what messages call it there.
+    """
+    called = place or f"mix: part '{name}'"
     plain = described(given) if isinstance(given, str) else given
     if not isinstance(plain, Mapping) or not isinstance(plain.get("read"), str):
-        raise BadInput(f"mix: part '{name}' must be one line that names data, or a mapping with 'read' and its options, not {given!r}")
+        raise BadInput(f"{called} must be one line that names data, or a mapping with 'read' and its options, not {given!r}")
     weight = plain.get("weight", 1)
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise BadInput(f"mix: weight of '{name}' is {weight!r}; give a number above 0")
+        raise BadInput(f"{called.split(':')[0]}: weight of '{name}' is {weight!r}; give a number above 0")
     reader = lookup.find("data", plain["read"])
     try:
         options = fill(reader, {key: value for key, value in plain.items() if key != "weight"}, own={"read": ...})
     except Wrong as wrong:
-        raise BadInput(f"mix: of.{'.'.join(map(str, (name, *wrong.place)))}: {wrong.message}") from None
+        raise BadInput(f"{'.'.join([place or f'mix: of.{name}', *map(str, wrong.place)])}: {wrong.message}") from None
     rows = reader(**{key: value for key, value in options.items() if key != "read"})
     if not len(rows):
-        raise BadInput(f"mix: part '{name}' has no rows; check its path and its filters")
+        raise BadInput(f"{called} has no rows; check its path and its filters")
     return Part(name, rows, float(weight))
 
 
