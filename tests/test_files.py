@@ -161,6 +161,22 @@ def test_a_file_is_not_put_in_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    """As threads do, and processes with equal numbers in two containers."""
+    target = tmp_path / "a"
+    with files.whole_file(target) as first:
+        first.write_text("first")
+        with files.whole_file(target) as second:
+            second.write_text("second")
+        assert target.read_text() == "second" and first.read_text() == "first"
+    assert target.read_text() == "first" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_the_disk_says_of_a_temporary_is_said_of_its_target(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cannot write .*/a: No such file"), files.whole_file(tmp_path / "a") as temporary:
+        (temporary / "inside").write_text("text")
+
+
 def test_a_folder_without_a_name_is_refused_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its contents would be swept as those of a killed writer."""
     (tmp_path / "keep").touch()

@@ -268,6 +268,23 @@ def test_threads_that_want_one_group_wait_for_one_copy(tmp_path: Path, monkeypat
     assert len(written) == 1 and kept(tmp_path / "cache") == written
 
 
+def test_a_file_of_two_names_has_one_copy_that_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide(tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").symlink_to(tmp_path / "a.parquet")
+    both, written, write, together = (
+        [table(tmp_path / name) for name in ("a.parquet", "b.parquet")],
+        list[Path](),
+        copies._write,
+        Barrier(2),
+    )
+    for rows in both:
+        assert all(right(rows, number) for number in (9, 19))
+    monkeypatch.setattr(copies, "_write", lambda group, path: (written.append(path), write(group, path)))
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(lambda rows: (together.wait(), right(rows, 3))[1], both))
+    assert written == kept(tmp_path / "cache") and len(written) == 1
+
+
 @pytest.mark.slow
 def test_processes_may_copy_the_same_groups_at_once(tmp_path: Path) -> None:
     wide(tmp_path / "a.parquet", rows=200)

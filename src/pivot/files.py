@@ -1,7 +1,7 @@
 """Files that are complete or absent, JSON and JSON lines, and hashes.
 
-A file that this module writes is written beside its target as `.NAME.PID.tmp`, synced and renamed. What a killed process leaves
-behind has that name, is read by nobody and is swept when its run folder is next locked. No torch here.
+A file that this module writes is written beside its target as `.NAME.RANDOM.PID.tmp`, a folder as `.NAME.PID.tmp`, synced and renamed.
+What a killed process leaves behind has that name, is read by nobody and is swept when its run folder is next locked. No torch here.
 """
 
 from __future__ import annotations
@@ -73,14 +73,17 @@ def _stands_for(name: Any, path: Path) -> bool:
     if not isinstance(name, str | os.PathLike):
         return False
     found = Path(os.fspath(name))
-    return found in (path, *path.parents) or bool(path.name and _temporary(path) in (found, *found.parents))
+    if found in (path, *path.parents):
+        return True
+    ours = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}}\.)?{os.getpid()}\.tmp")
+    return any(part.parent == path.parent and ours.fullmatch(part.name) for part in (found, *found.parents))
 
 
-def _temporary(path: Path) -> Path:
-    """What `path` is called while it is written."""
+def _temporary(path: Path, unlike: str = "") -> Path:
+    """What `path` is called while it is written. `unlike`: what sets it apart from those of other threads, and of equal pids elsewhere."""
     if not path.name:
         raise BadInput(f"cannot write {path} in one piece: it has no name of its own; give a path that ends in a name")
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{unlike}{os.getpid()}.tmp")
 
 
 def _sync(path: Path) -> None:
@@ -141,9 +144,12 @@ def _abandoned(name: str) -> bool:
 
 @contextmanager
 def whole_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; what the block wrote there becomes `path`, or nothing does."""
+    """Yield a temporary path in the same folder; what the block wrote there becomes `path`, or nothing does.
+
+    Several may write the same file at once, threads or processes with equal numbers in two containers; the last one's stays.
+    """
     path = Path(path)
-    temporary = _temporary(path)
+    temporary = _temporary(path, f"{os.urandom(4).hex()}.")
     with disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -32,7 +32,7 @@ _locks = tuple(Lock() for _ in range(16))  # of groups: one thread reads or copi
 
 def value(group: Group, row: int) -> Any:
     """What a row of a group holds, as Python has it."""
-    with _locks[hash(group) % len(_locks)]:
+    with _locks[hash(group.kept()) % len(_locks)]:  # a file may go by several names, and has one copy
         try:
             return _found(group, row).as_py()
         except BaseException:  # a way that came to damage leads no further
