@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -633,6 +634,25 @@ def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.Ca
     part.write_bytes(part.read_bytes()[:-40])
     code, out, _ = call(capsys, f"onevision,{whole}", "--json")
     assert code == 1 and json.loads(out)["counts"] == {"broken-file": 1} and str(part) in out
+
+
+def test_trouble_with_the_cache_is_none_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"rlaif,{published.rlaif(tmp_path)}"
+    monkeypatch.setenv("PIVOT_CACHE", "/dev/null/x")
+    code, out, err = call(capsys, line)
+    assert (code, out, err.count("\n")) == (2, "", 1) and "cannot write /dev/null/x" in err and "PIVOT_CACHE=FOLDER" in err
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pivot.files._sync", full)
+        code, out, err = call(capsys, line)
+    assert (code, out) == (2, "") and "disk full while writing" in err and "PIVOT_CACHE=FOLDER" in err
+    assert call(capsys, line)[0] == 0
 
 
 def test_what_the_format_cannot_say_is_named_with_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,10 @@ class BadInput(ValueError):
     """Something the user gave is wrong. One line: what is wrong, where, and what to do. The CLI prints it and exits 2."""
 
 
+class Uncached(BadInput):
+    """The cache cannot be written, and there is no going on without it: no fault of what is read."""
+
+
 class CheckFailed(RuntimeError):
     """A check of pivot's own work failed: a part did not train, features differ, a loss is not finite. One line; the CLI exits 1."""
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pivot.cli.app import Json, data, show
-from pivot.records import BadInput
+from pivot.records import BadInput, Uncached
 from pivot.screen import visible
 
 if TYPE_CHECKING:
     from pivot.data.doctor.diagnosis import Report
     from pivot.data.doctor.fits import Limit
+    from pivot.data.collate import TooLong
     from pivot.data.speech import LabelMask, Style
 
 SHOWN = 3  # rows of each kind, for people; machines get more
@@ -31,6 +32,9 @@ def data_doctor(
     limit: Annotated[int, typer.Option(help="Tokens that a prompt and one response may have.", min=1)] = 2048,
     label_mask: Annotated[Literal["clean", "llava_next"], typer.Option("--label-mask", help="As in training.")] = "clean",
     template: Annotated[Literal["chat", "plain"], typer.Option("--template", help="As in training.")] = "chat",
+    too_long: Annotated[
+        Literal["refuse", "cut"], typer.Option("--too-long", help="As in training: 'cut' finds only rows that a cut does not save.")
+    ] = "refuse",
     against: Annotated[list[str] | None, typer.Option(metavar="OTHER", help="Data that must share nothing with it.")] = None,
     fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write a clean copy here, and beside it what was left out.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; by default one a core.", min=1)] = None,
@@ -41,15 +45,17 @@ def data_doctor(
     from pivot.oneline import described
     from pivot.recipe import read
 
-    if not model and (label_mask, template) != ("clean", "chat"):
-        raise BadInput("--label-mask and --template say how rows are tokenised; name whose tokens count with --model, too")
+    if not model and (label_mask, template, too_long) != ("clean", "chat", "refuse"):
+        raise BadInput("--label-mask, --template and --too-long say how rows are tokenised; name whose tokens count with --model, too")
     plain = described(source)
     if fix:
         _writable(fix, plain["read"])
-    measure: Callable[[], Limit] | None = partial(_limit, model, limit, label_mask, template) if model else None
+    measure: Callable[[], Limit] | None = partial(_limit, model, limit, label_mask, template, too_long) if model else None
     holds = measure().tokens if measure else None  # a model that is not there is said before all rows are read
     try:
         read(source)
+    except Uncached:
+        raise
     except BadInput:
         if not (wrong := torn(source)):
             raise
@@ -58,7 +64,7 @@ def data_doctor(
         raise typer.Exit(1) from None
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
-    facts |= {"label_mask": label_mask, "template": template} if model else {}
+    facts |= {"label_mask": label_mask, "template": template, "too_long": too_long} if model else {}
     lines = _lines(report, holds, limit)
     if fix and not (report.clean and not report.count("duplicate-id")):
         facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
@@ -70,7 +76,7 @@ def data_doctor(
         raise typer.Exit(1)
 
 
-def _limit(model: str, tokens: int, label_mask: LabelMask, template: Style) -> Limit:
+def _limit(model: str, tokens: int, label_mask: LabelMask, template: Style, too_long: TooLong) -> Limit:
     """What rows must fit into: as many tokens, unless the LLM was made for fewer."""
     from pivot.data.doctor.fits import Limit
     from pivot.data.turns import formatting
@@ -80,7 +86,7 @@ def _limit(model: str, tokens: int, label_mask: LabelMask, template: Style) -> L
     found = describe(model)
     if template == "chat" and label_mask == "llava_next" and formatting(found.processor).anywhere is None:
         raise BadInput("label_mask llava_next is defined for ChatML templates; leave out --label-mask, as training must")
-    return Limit(found.processor, min(tokens, context(found.model.config) or tokens), label_mask, template)
+    return Limit(found.processor, min(tokens, context(found.model.config) or tokens), label_mask, template, too_long)
 
 
 def _facts(report: Report, limit: int | None) -> dict[str, Any]:

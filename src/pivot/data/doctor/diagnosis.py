@@ -22,7 +22,7 @@ from pivot.data.doctor.scan import LENGTHS, PICTURES, ROWS, SKIPPED, Measure, Te
 from pivot.data.tables.places import places
 from pivot.data.tables.table import JSON, PARQUET, table
 from pivot.oneline import described
-from pivot.records import BadInput
+from pivot.records import BadInput, Uncached
 from pivot.seen import seen
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def torn(line: str) -> str | None:
         try:
             if file.is_file() and file.suffix.lower() in (*JSON, *PARQUET) and not _object(file):
                 table(file)
+        except Uncached:
+            raise
         except BadInput as wrong:
             return str(wrong)
     return None

@@ -22,7 +22,7 @@ from pivot.data.tables.groups import BROKEN, Mark, mark
 from pivot.data.tables.inside import Inside
 from pivot.data.tables.table import Plain, Table
 from pivot.files import cache_folder, hash_file, hash_json, whole_file, write_text
-from pivot.records import BadInput
+from pivot.records import BadInput, Uncached
 
 BATCH = 4096  # rows of one piece of the Arrow file
 FEW = 64  # rows read at once where pictures must be read to know which rows have one
@@ -131,7 +131,7 @@ def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
             said = hash_file(unfinished)
             write_text(kept.with_suffix(".hash"), said)
     except BadInput as unwritten:
-        raise BadInput(f"{unwritten}; PIVOT_CACHE=FOLDER puts the cache elsewhere") from None
+        raise Uncached(f"{unwritten}; PIVOT_CACHE=FOLDER puts the cache elsewhere") from None
     except BROKEN as broken:
         raise BadInput(f"{file} is damaged ({broken}); fetch it again") from None
     return said
