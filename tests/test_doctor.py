@@ -190,7 +190,7 @@ def test_a_planted_fault_is_found_and_nothing_else(name: str, tmp_path: Path, li
 
 
 def test_there_are_enough_of_them_and_of_every_kind() -> None:
-    elsewhere = {"turns", "long-prompt", "leak-row", "leak-image"}  # planted below
+    elsewhere = {"turns", "long-prompt", "leak-row", "leak-image", "same-after-cut"}  # planted below, and in test_too_long.py
     assert len(PLANTED) >= 30 and {code for _, code, _, _ in PLANTED.values()} == set(FAULTS) - elsewhere
 
 
@@ -623,7 +623,11 @@ def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.Ca
         ([str(file), "--against", str(tmp_path / "none.json")], "no such folder or file"),
         ([str(file), "--fix", str(file)], "exists already"),
         ([f"classes,{published.classes(tmp_path)}", "--fix", str(tmp_path / "x.json")], "can be read but not written"),
+        ([str(file), "--fix", str(tmp_path / "clean")], "rows of llava are written as .json, .jsonl or .parquet"),
+        ([f"{own_rows(tmp_path)}", "--fix", str(tmp_path / "clean.json")], "rows are written as a folder"),
+        ([str(file), "--fix", str(tmp_path / "kept.json")], f"{tmp_path / 'images' / 'kept'} exists already"),
     ):
+        (tmp_path / "images" / "kept").mkdir(parents=True, exist_ok=True)
         code, out, err = call(capsys, *arguments)
         assert code == 2 and says in err and err.count("\n") == 1 and out == ""
     file.write_text(file.read_text()[:-30])
@@ -634,6 +638,42 @@ def test_exit_codes_and_one_line_for_wrong_use(tmp_path: Path, capsys: pytest.Ca
     part.write_bytes(part.read_bytes()[:-40])
     code, out, _ = call(capsys, f"onevision,{whole}", "--json")
     assert code == 1 and json.loads(out)["counts"] == {"broken-file": 1} and str(part) in out
+
+
+def test_what_was_found_is_said_though_the_copy_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, copy = spoiled(tmp_path / "data"), tmp_path / "clean.json"
+
+    def refused(*_: Any) -> Any:
+        raise BadInput("row 3 cannot be said")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pivot.data.writing.convert._json", refused)
+        code, out, err = call(capsys, str(file), "--fix", str(copy))
+        assert code == 2 and "image-corrupt" in out and err == "pivot: row 3 cannot be said\n"
+        assert list(tmp_path.iterdir()) == [tmp_path / "data"], "neither a copy nor a list of what is not in it"
+        code, out, _ = call(capsys, str(file), "--fix", str(copy), "--json")
+        assert code == 2 and json.loads(out)["fix"] == {"failed": "row 3 cannot be said"}
+    assert call(capsys, str(file), "--fix", str(copy))[0] == 1 and copy.exists()
+
+
+def test_a_copy_is_advised_only_where_the_format_can_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_readers").mkdir()
+    (tmp_path / "my_readers" / "pairs.py").write_text("from pivot.data.llava import read\n__all__ = ['read']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = spoiled(tmp_path / "data")
+    for line, can in (
+        (bad_class(tmp_path), False),
+        (other_mask(tmp_path), False),
+        (f"my_readers.pairs,{file}", False),
+        (str(file), True),
+        (own_rows(tmp_path), True),
+    ):
+        code, out, _ = call(capsys, line, "--model", "base")
+        assert code == 1 and ("--fix OUT writes a copy" in out) == can and ("can be read but not written" in out) != can
 
 
 def test_trouble_with_the_cache_is_none_of_the_data(

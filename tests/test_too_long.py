@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,13 @@ from torch import Tensor
 from training import DPO, SFT, curve, fresh, run
 
 from pivot import cli, recipe, rehearsal
-from pivot.data.collate import Row, collate, encode
+from pivot.data.collate import Row, TooLong, collate, encode
+from pivot.data.doctor.fits import Limit
 from pivot.data.speech import LabelMask
 from pivot.files import read_json
 from pivot.model import MLLM, Scorer
 from pivot.objective.dpo import Objective as Pairs
+from pivot.pictures import size
 from pivot.plan import plan
 from pivot.records import BadInput, Example, Response
 from pivot.runfolder import RunFolder
@@ -104,6 +107,67 @@ def test_only_a_response_without_room_of_its_own_is_named(odd: Mapping[str, Exam
 def test_an_unknown_way_is_named(odd: Mapping[str, Example], shared_mllm: MLLM) -> None:
     with pytest.raises(BadInput, match="no too_long 'crop'; known: refuse, cut"):
         shared_mllm.encode(odd["pair"], too_long="crop")  # type: ignore[arg-type]
+
+
+# ---- found beforehand
+
+
+def found(example: Example, mllm: MLLM, limit: int, too_long: TooLong, label_mask: LabelMask = "clean") -> set[str]:
+    """The doctor's codes."""
+    own = {n: response.images for n, response in enumerate(example.responses) if response.images is not None}
+    sizes = {which: [size(one) for one in images or ()] for which, images in {None: example.images, **own}.items()}
+    return {fault.code for fault in Limit(mllm.processor, limit, label_mask, too_long=too_long).faults(example, sizes)}
+
+
+@pytest.mark.parametrize("label_mask", ["clean", "llava_next"])
+@pytest.mark.parametrize("name", [*SHAPES, "asked"])
+def test_the_doctor_tells_what_a_cut_saves(name: str, label_mask: LabelMask, odd: Mapping[str, Example], shared_mllm: MLLM) -> None:
+    """At every limit: what training refuses to cut, and nothing else, is long-prompt to the doctor."""
+    example = odd.get(name) or replace(odd["pair"], responses=())
+    whole = shared_mllm.encode(example, label_mask)
+    refused = set()
+    for limit in range(max(1, len(whole.trunks[0].span) - 2), whole.length + 1):
+        codes = found(example, shared_mllm, limit, "cut", label_mask)
+        assert not codes - {"long-prompt", "same-after-cut"}
+        try:
+            shared_mllm.encode(example, label_mask, limit, too_long="cut")
+        except BadInput:
+            refused.add(limit)
+        assert ("long-prompt" in codes) == (limit in refused) == ("long-prompt" in found(example, shared_mllm, limit, "refuse", label_mask))
+        assert bool(found(example, shared_mllm, limit, "refuse", label_mask)) == (limit < whole.length)
+    assert refused
+
+
+def test_responses_that_differ_only_behind_the_cut_are_found(odd: Mapping[str, Example], shared_mllm: MLLM) -> None:
+    """They would be one branch twice; at every other limit they are two."""
+    texts = ("a red bar and a cup", "a red bar and a hat")
+    pair = replace(odd["pair"], responses=(Response(texts[0]), Response(texts[1], role="rejected")))
+    whole = shared_mllm.encode(pair)
+    merged = set()
+    for limit in range(trunk_of(whole, 0) + 1, whole.length + 1):
+        one, other = shared_mllm.encode(pair, limit=limit, too_long="cut").branches
+        if one == other:
+            merged.add(limit)
+        assert found(pair, shared_mllm, limit, "cut") == ({"same-after-cut"} if one == other else set())
+        assert "same-after-cut" not in found(pair, shared_mllm, limit, "refuse")
+    assert merged and whole.length not in merged
+
+
+def test_a_copy_without_what_cannot_be_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that the stop names; rows that a cut keeps stay."""
+    said = [("Why?", "So."), ("why " * 40, "So."), ("Why?", "so " * 40)]
+    rows = [{"id": str(n), "prompt": prompt, "responses": [{"text": text}]} for n, (prompt, text) in enumerate(said)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data, out = f"rows,{tmp_path / 'data.jsonl'}", tmp_path / "out"
+    with pytest.raises(
+        BadInput, match=r"`pivot data doctor DATA --model MLLM --limit 40 --too-long cut --fix OUT` leaves out all such rows"
+    ):
+        [MLLM.tiny().encode(row, limit=40, too_long="cut") for row in recipe.read(data)]
+    asked = ["data", "doctor", data, "--model", "base", "--limit", "40", "--workers", "1"]
+    assert cli.call([*asked, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["counts"] == {"long-prompt": 1, "long-chosen": 1}
+    assert cli.call([*asked, "--too-long", "cut", "--fix", str(out)]) == 1
+    assert [row.id for row in recipe.read(f"rows,{out}")] == ["0", "2"]
 
 
 # ---- scored

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pivot.cli.app import Json, data, show
-from pivot.records import BadInput, Uncached
+from pivot.records import BadInput, CheckFailed, Uncached
 from pivot.screen import visible
 
 if TYPE_CHECKING:
+    from pivot.data.collate import TooLong
     from pivot.data.doctor.diagnosis import Report
     from pivot.data.doctor.fits import Limit
-    from pivot.data.collate import TooLong
     from pivot.data.speech import LabelMask, Style
 
 SHOWN = 3  # rows of each kind, for people; machines get more
 ADVICE = "--fix OUT writes a copy without these rows, mended where a published rule says how"
+UNWRITTEN = "can be read but not written, so there is no --fix: mend or remove what is named; --json names more of it"
 UNSEEN = "not looked at: lengths and control tokens; give --model to measure them as it does"
 
 
@@ -65,13 +66,19 @@ def data_doctor(
     report = examine(source, limit=measure, against=against or (), workers=workers or len(os.sched_getaffinity(0)))
     facts = _facts(report, holds)
     facts |= {"label_mask": label_mask, "template": template, "too_long": too_long} if model else {}
-    lines = _lines(report, holds, limit)
+    lines = [*_lines(report, holds, limit), "clean: nothing is wrong with it" if report.clean else _advice(plain["read"])]
+    failed: Exception | None = None
     if fix and not (report.clean and not report.count("duplicate-id")):
-        facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
-        lines += said
+        try:
+            facts["fix"], said = _fixed(report, fix, plain["read"], left_out(fix))
+            lines += said
+        except (BadInput, CheckFailed, OSError) as wrong:  # what was found is worth as much without a copy
+            failed, facts["fix"] = wrong, {"failed": str(wrong)}
     elif fix:
         lines.append(f"nothing to leave out or to mend: {fix} is not written")
     show(facts, json, text="\n".join(lines))
+    if failed:
+        raise failed
     if not report.clean:
         raise typer.Exit(1)
 
@@ -122,9 +129,19 @@ def _lines(report: Report, limit: int | None, asked: int) -> list[str]:
     for code in FAULTS:
         if counts[code]:
             lines += ["", f"{code}:", *(visible(f"  {where}: {says}") for _, where, says in report.first(code, SHOWN))]
-    lines += ["", UNSEEN] if limit is None else [""]
-    lines.append("clean: nothing is wrong with it" if report.clean else ADVICE)
-    return lines
+    return [*lines, "", UNSEEN] if limit is None else [*lines, ""]
+
+
+def _advice(reader: str) -> str:
+    """What can be done about what was found."""
+    from pivot.data.writing.convert import row_of
+
+    try:
+        if reader != "rows":
+            row_of(reader)
+    except BadInput:
+        return f"'{reader}' {UNWRITTEN}"
+    return ADVICE
 
 
 # ---- a clean copy
@@ -137,11 +154,11 @@ def left_out(out: Path) -> Path:
 
 def _writable(out: Path, reader: str) -> None:
     """Whether a copy can be written, said before all rows are read."""
-    from pivot.data.writing.convert import row_of
+    from pivot.data.tables.table import JSON
+    from pivot.data.writing.convert import copies_of, named
 
-    if reader != "rows":
-        row_of(reader)
-    for path in (out, left_out(out)):
+    named(out, reader)
+    for path in (out, left_out(out), *([copies_of(out)] if out.suffix in JSON else [])):
         if path.exists():
             raise BadInput(f"{path} exists already; give another path to --fix, or remove it first")
 
@@ -152,8 +169,12 @@ def _fixed(report: Report, out: Path, reader: str, listed: Path) -> tuple[dict[s
     from pivot.data.writing.convert import write
 
     rows = clean(report, listed)
-    for written in write(rows, out, reader):
-        progress.tell("doctor: clean copy", written.rows, len(rows))
+    try:
+        for written in write(rows, out, reader):
+            progress.tell("doctor: clean copy", written.rows, len(rows))
+    except BaseException:  # a list without its copy would keep the same command from being run again
+        listed.unlink(missing_ok=True)
+        raise
     facts = {"file": str(out), "source": written.source, "rows": len(rows), "mended": rows.mended}
     facts |= {"left_out": report.rows - len(rows), "list": str(listed)}
     said = f"{len(rows):,} rows, {rows.mended:,} of them mended; {report.rows - len(rows):,} left out: {listed}"

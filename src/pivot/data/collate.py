@@ -170,7 +170,8 @@ def shortened(row: Row, bound: int, what: str = "the limit is") -> Row:
             branch = branches[number] = Span(row.branches[number].ids[:room], row.branches[number].supervised[:room])
             if not any(branch.supervised):
                 parts = f"{len(trunk.span)} tokens without its response, of which {trunk.image_tokens} image"
-                advice = "pictures and prompt are never cut: shorten the prompt or leave the row out"
+                doctor = f"pivot data doctor DATA --model MLLM --limit {bound} --too-long cut --fix OUT"
+                advice = f"pictures and prompt are never cut: shorten the prompt or leave the row out; `{doctor}` leaves out all such rows"
                 raise BadInput(f"row {row.id}, response {number}: {parts}; {what} {bound}, which leaves nothing to learn from; {advice}")
     return replace(row, branches=tuple(branches), cut=True)
 

@@ -191,14 +191,8 @@ def _long(example: Example, limit: Limit, sizes: Mapping[int | None, list[tuple[
         yield Fault("control-token", forged)
         return
     try:
-        over = limit.over(example, sizes)
+        yield from limit.faults(example, sizes)
     except BadInput as refused:
         yield Fault("turns", str(refused))
-        return
     except ValueError as refused:
         yield Fault("image-shape", str(refused))
-        return
-    for which, tokens in over.items():
-        role = "prompt" if which is None else example.responses[which].role
-        code = {"prompt": "long-prompt", "rejected": "long-rejected"}.get(role, "long-chosen")
-        yield Fault(code, f"{tokens:,} tokens, {limit.tokens:,} fit")
