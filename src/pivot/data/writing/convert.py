@@ -81,17 +81,14 @@ def write(
     too. `root`: the folder that their names begin in, by default that of the data. A file is there whole or not at all.
     """
     format = to or default(out)
+    named(out, format)
     if format == "rows":
-        if out.suffix in (*JSON, *PARQUET):
-            raise BadInput(f"{out}: rows are written as a folder; give a name without {out.suffix}")
         yield from _rows(examples, out)
         return
     row = row_of(format)
     if out.suffix in PARQUET:
         yield from _parquet(examples, out, format, row, root or root_of(examples))
         return
-    if out.suffix not in JSON:
-        raise BadInput(f"{out}: rows of {format} are written as .json, .jsonl or .parquet; give a name that ends so")
     try:
         yield from _json(examples, out, format, row, None if copy else root or root_of(examples), root or root_of(examples))
     except Apart:
@@ -103,6 +100,22 @@ def default(out: Path) -> str:
     if out.suffix not in FORMATS:
         raise BadInput(f"{out}: what is to be written? Give a name that ends in .json, .jsonl or .parquet, or a folder")
     return FORMATS[out.suffix]
+
+
+def named(out: Path, format: str) -> None:
+    """A `BadInput` where a format cannot be written, or not under such a name."""
+    if format == "rows":
+        if out.suffix in (*JSON, *PARQUET):
+            raise BadInput(f"{out}: rows are written as a folder; give a name without {out.suffix}")
+        return
+    row_of(format)
+    if out.suffix not in (*JSON, *PARQUET):
+        raise BadInput(f"{out}: rows of {format} are written as .json, .jsonl or .parquet; give a name that ends so")
+
+
+def copies_of(out: Path) -> Path:
+    """Where copies of pictures lie that rows in JSON name."""
+    return out.parent / IMAGES / out.stem
 
 
 def row_of(format: str) -> RowOf:
@@ -154,7 +167,7 @@ def _rows(examples: Sequence[Example], out: Path) -> Iterator[Written]:
 
 def _json(examples: Sequence[Example], out: Path, format: str, row: RowOf, kept: Path | None, home: Path | None) -> Iterator[Written]:
     found, array = Written(out, format), out.suffix == ".json"
-    copies = out.parent / IMAGES / out.stem
+    copies = copies_of(out)
     with ExitStack() as stack:
         unfinished = stack.enter_context(whole_file(out))
         file = stack.enter_context(unfinished.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"))
