@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -321,7 +323,7 @@ print(int(peak[1]) / 2**20)
     assert float(told.stdout) < 0.5
 
 
-@pytest.mark.parametrize("lack", ["room", "folder", "rights", "full"])
+@pytest.mark.parametrize("lack", ["room", "folder", "link", "rights", "full", "read-only", "read-only below"])
 def test_where_copies_cannot_be_written_rows_are_read_all_the_same_and_it_is_told_once(
     lack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -329,18 +331,87 @@ def test_where_copies_cannot_be_written_rows_are_read_all_the_same_and_it_is_tol
 
     def fails(group: Group, path: Path) -> None:
         tries.append(group)
-        raise PermissionError(13, "Permission denied") if lack == "rights" else BadInput(f"disk full while writing {path}")
+        number = {"rights": errno.EACCES, "read-only below": errno.EROFS}.get(lack)
+        raise OSError(number, os.strerror(number)) if number else BadInput(f"disk full while writing {path}")
+
+    def refuses(path: Path, *given: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     if lack == "room":
         monkeypatch.setattr(copies, "RESERVE", 1 << 60)
     elif lack == "folder":
         (tmp_path / "cache" / "pictures").touch()
+    elif lack == "link":
+        (tmp_path / "cache" / "pictures").symlink_to(tmp_path / "gone")
+    elif lack == "read-only":
+        monkeypatch.setattr(Path, "mkdir", refuses)
     else:
         monkeypatch.setattr(copies, "_write", fails)
     with caplog.at_level(logging.WARNING):
         assert all(right(rows, number) for number in shuffled(60, times=4))
-    assert len(caplog.messages) == 1 and "PIVOT_CACHE=FOLDER" in caplog.text and len(tries) == (lack in ("rights", "full"))
+    assert (
+        len(caplog.messages) == 1 and "PIVOT_CACHE=FOLDER" in caplog.text and len(tries) == (lack in ("rights", "full", "read-only below"))
+    )
     assert kept(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("moment", ["first", "last", "written"])
+def test_copies_may_be_deleted_while_they_are_written(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, write, batches, deleted = table(wide(tmp_path / "a.parquet")), copies._write, Group.batches, list[Path]()
+
+    def delete() -> None:
+        deleted.extend(kept(tmp_path / "cache"))
+        shutil.rmtree(tmp_path / "cache" / "pictures", ignore_errors=True)
+
+    def gone(group: Group) -> Iterator[pa.RecordBatch]:
+        found = list(batches(group))
+        for number, batch in enumerate(found):
+            if number == (0 if moment == "first" else len(found) - 1):
+                delete()
+            yield batch
+
+    with monkeypatch.context() as at, caplog.at_level(logging.WARNING):
+        if moment == "written":
+            at.setattr(copies, "_write", lambda group, path: (write(group, path), delete()))
+        else:
+            at.setattr(Group, "batches", gone)
+        assert all(right(rows, number) for number in shuffled(60, times=4))
+        assert deleted or moment == "first"
+        assert kept(tmp_path / "cache") == []
+    copies._walks.going.clear()  # ways that delete at their end
+    copy_all(rows)
+    assert len(kept(tmp_path / "cache")) == 6 and not caplog.messages, "they are copied once nobody deletes them"
+
+
+def test_a_group_that_an_arrow_file_cannot_hold_is_tried_once_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = list[Group]()
+
+    def fails(group: Group, path: Path) -> None:
+        tries.append(group)
+        raise pa.ArrowInvalid("not in a file")
+
+    monkeypatch.setattr(copies, "_write", fails)
+    rows = table(wide(tmp_path / "a.parquet"))
+    assert all(right(rows, number) for number in shuffled(60, times=4))
+    assert len(tries) == len(set(tries)) > 1
+
+
+def test_equal_pictures_that_are_stored_once_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a group takes in parquet is not what its copy does."""
+    monkeypatch.setattr(walks, "WINDOW", 200)
+    pq.write_table(pa.table({"image": [b"x" * 1000] * 20}), tmp_path / "a.parquet", row_group_size=20)
+    left = list[int]()
+
+    def disk(_folder: Path) -> SimpleNamespace:
+        left.append(9000 - sum(path.stat().st_size for path in kept(tmp_path / "cache")))
+        return SimpleNamespace(free=left[-1])
+
+    monkeypatch.setattr(copies.shutil, "disk_usage", disk)
+    rows = table(tmp_path / "a.parquet")
+    assert all(rows[number]["image"].read() == b"x" * 1000 for number in (19, 2, 19, 2))
+    assert kept(tmp_path / "cache") == [] and 9000 > min(left) > 0
 
 
 @pytest.mark.parametrize("damage", ["empty", "half", "noise", "other", "gone"])

@@ -7,26 +7,31 @@ again, and a row of it then is a piece of a mapped file. Copies take the room of
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
 from pivot.data.tables.groups import BROKEN, Group, unchanged
 from pivot.data.tables.walks import Walks
-from pivot.files import whole_file
+from pivot.files import FULL, whole_file
 from pivot.records import BadInput
 
 RESERVE = 10 << 30  # bytes of the disk that copies leave free: a run's checkpoints need them
 OPEN = 128  # copies that stay open
+DELETED = {errno.ENOENT, errno.EEXIST, errno.ESTALE}  # the last two where a folder was deleted on the way
+LASTING = {errno.EROFS, errno.EACCES, errno.EPERM, *FULL}
 
 _walks = Walks()
-_given_up = set[Path]()  # folders that could not be written to
+_given_up = set[Path]()  # folders that cannot be written to
+_uncopied = set[Group]()  # that cannot be copied, for what is in them
 _locks = tuple(Lock() for _ in range(16))  # of groups: one thread reads or copies a group, the others wait for what it finds
 
 
@@ -74,23 +79,40 @@ def _copy(group: Group) -> pa.ChunkedArray | None:
     """Copy a group; None if that cannot be, which costs time and not the run."""
     kept = group.kept()
     folder = kept.parent.parent
-    if folder in _given_up:
+    if folder in _given_up or group in _uncopied:
         return None
     _walks.end(group)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(folder).free < group.size + RESERVE:
-            raise BadInput(f"less than {RESERVE >> 30} GB of its disk would stay free")
+        _leave_room(folder, group.size)
         _write(group, kept)
-    except (BadInput, PermissionError, FileExistsError) as failed:
+        return _mapped(group, kept)
+    except (BadInput, *BROKEN) as failed:
         unchanged(group.file, group.mark)
-        _given_up.add(folder)
-        told = (
-            "shuffled pictures in parquet are read slowly, for they cannot be copied to %s: %s; PIVOT_CACHE=FOLDER puts the cache elsewhere"
-        )
-        logging.getLogger(__name__).warning(told, folder, failed)
+        _learn(failed, group, kept)
         return None
-    return _mapped(group, kept)
+
+
+def _learn(failed: Exception, group: Group, kept: Path) -> None:
+    """What cannot be copied for good is not tried again; what was deleted in the meantime is."""
+    folder, numbers, cause = kept.parent.parent, set[int | None](), cast(BaseException | None, failed)
+    while cause is not None:
+        numbers.add(getattr(cause, "errno", None))
+        cause = cause.__context__  # a BadInput of `whole_file` has the system's error there
+    stands_in_the_way = any(os.path.lexists(above) and not os.path.isdir(above) for above in kept.parents)
+    deleted = not stands_in_the_way and bool(numbers & DELETED)
+    if numbers & LASTING or stands_in_the_way or (isinstance(failed, BadInput) and not deleted):
+        if folder not in _given_up:
+            _given_up.add(folder)
+            told = f"shuffled pictures in parquet are read slowly, for they cannot be copied to {folder}: {failed}"
+            logging.getLogger(__name__).warning("%s; PIVOT_CACHE=FOLDER puts the cache elsewhere", told)
+    elif not deleted:
+        _uncopied.add(group)
+
+
+def _leave_room(folder: Path, size: int) -> None:
+    if shutil.disk_usage(folder).free < size + RESERVE:
+        raise BadInput(f"less than {RESERVE >> 30} GB of its disk would stay free")
 
 
 def _write(group: Group, kept: Path) -> None:
@@ -98,5 +120,6 @@ def _write(group: Group, kept: Path) -> None:
         batches = group.batches()
         first = next(batches)
         with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, first.schema) as out:
-            for batch in chain([first], batches):
+            for batch in chain([first], batches):  # whose pictures may take 500 times what they do where equal ones are stored once
+                _leave_room(kept.parent, batch.nbytes)
                 out.write_batch(batch)
