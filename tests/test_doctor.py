@@ -190,7 +190,7 @@ def test_a_planted_fault_is_found_and_nothing_else(name: str, tmp_path: Path, li
 
 
 def test_there_are_enough_of_them_and_of_every_kind() -> None:
-    elsewhere = {"turns", "long-prompt", "leak-row", "leak-image", "same-after-cut"}  # planted below, and in test_too_long.py
+    elsewhere = {"turns", "long-prompt", "leak-row", "leak-image", "same-after-cut", "orphan"}  # planted below, and in test_too_long.py
     assert len(PLANTED) >= 30 and {code for _, code, _, _ in PLANTED.values()} == set(FAULTS) - elsewhere
 
 
@@ -260,6 +260,40 @@ def test_sound_data_of_every_layout_is_clean(layout: published.Layout, tmp_path:
     split = {"masks": ",split=validation"}.get(layout.__name__, "")
     report = examine(f"{layout(tmp_path)}{split}", limit=lambda: limit)
     assert report.clean and report.rows and said(report) == {}
+
+
+def lone_texts(folder: Path) -> tuple[str, list[Path]]:
+    whole = published.captioned_folder(folder)
+    (whole / "152.jpg").unlink()
+    (whole / "README.txt").write_text("About these pictures.")
+    return f"captions,{whole}", [whole / "152.txt"]
+
+
+def lone_texts_of_shards(folder: Path) -> tuple[str, list[Path]]:
+    whole = published.captioned_folder(folder, odd=True)
+    lone = [whole / "00000" / "7.txt", whole / "00001" / "8.txt"]
+    for file in lone:
+        file.write_text("A cup.")
+    return f"captions,{whole}", lone
+
+
+def lone_maps(folder: Path) -> tuple[str, list[Path]]:
+    whole = published.masks(folder)
+    picture = sorted((whole / "images/training").iterdir())[1]
+    picture.unlink()
+    return f"masks,{whole},split=training", [whole / "annotations/training" / f"{picture.stem}.png"]
+
+
+@pytest.mark.parametrize("make", [lone_texts, lone_texts_of_shards, lone_maps])
+def test_a_caption_or_a_map_without_its_picture_is_no_row_but_a_finding(
+    make: Callable[[Path], tuple[str, list[Path]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line, lone = make(tmp_path)
+    code, out, _ = call(capsys, line, "--json")
+    told = json.loads(out)
+    assert code == 1 and told["counts"] == {"orphan": len(lone)}
+    assert told["findings"]["orphan"] == [{"row": None, "where": str(file), "says": f"no picture is called {file.stem}"} for file in lone]
+    assert f"orphan:\n  {lone[0]}: no picture" in call(capsys, line)[1]
 
 
 def test_what_is_given_twice_on_purpose_is_no_duplicate_and_several_pictures_are_a_note(tmp_path: Path, limit: Limit) -> None:

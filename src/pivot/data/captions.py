@@ -15,7 +15,7 @@ from typing import Any
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.reading import Read, Root, Row, first, first_of, look, root
 from pivot.data.saying import missing, of_role, reply, spread
-from pivot.data.tables.listing import Listing, folders, is_picture
+from pivot.data.tables.listing import Listing, alone, folders, is_picture
 from pivot.data.tables.table import table
 from pivot.files import hash_json
 from pivot.records import BadInput, Example, Response
@@ -48,6 +48,11 @@ class Captioned(Lazy[Example]):
     def where(self, index: int) -> str:
         """The place of a picture, for messages."""
         return str(self.root.folder / self.names[index])
+
+    def orphans(self) -> list[Path]:
+        """Texts in these folders whose picture is not there: no rows, and perhaps meant to be."""
+        places = [self.root.folder / name for name in _shards(self.root.folder) or ()]
+        return [place / name for place in places for name in alone(place, ".txt", place)]
 
     def fingerprint(self) -> str:
         """Of the names, and, as long as these are not more than MANY, of size and time of the files."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from pivot.data.lazy import MANY, Lazy
 from pivot.data.reading import Root, first_of, look
-from pivot.data.tables.listing import Listing, folders, is_picture
+from pivot.data.tables.listing import Listing, alone, folders, is_picture
 from pivot.files import hash_json
 from pivot.pictures import opened, turned
 from pivot.records import BadInput, Example, Truth
@@ -45,6 +45,10 @@ class Masks(Lazy[Example]):
     def where(self, index: int) -> str:
         """The place of a picture, for messages."""
         return str(self.root.folder / self.names[index])
+
+    def orphans(self) -> list[Path]:
+        """Maps whose picture is not there: no rows, and perhaps meant to be."""
+        return [self.maps.folder / name for name in alone(self.maps.folder, ".png", self.root.folder)]
 
     def fingerprint(self) -> str:
         """Of the names, and, as long as these are not more than MANY, of size and time of the files."""

@@ -16,6 +16,7 @@ FAULTS = {
     "broken-row": "the reader refuses the row",
     "unsafe-path": "a name leads out of the folder of pictures",
     "image-missing": "a picture is not there",
+    "orphan": "a caption or a map is there without its picture, and so is no row",
     "image-corrupt": "a picture cannot be decoded",
     "image-huge": "a picture has so many pixels that it must be a trap",
     "image-shape": "a picture is a thin strip or a speck",

@@ -29,17 +29,22 @@ if TYPE_CHECKING:
     from pivot.data.doctor.fits import Limit
 
 R = TypeVar("R")
+ORPHAN = "orphan"  # the one code that is of no row
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found. `flags`: of each row the bits of its codes. `pictures`: how many distinct ones there are."""
+    """What was found. `flags`: of each row the bits of its codes. `pictures`: how many distinct ones there are.
+
+    `orphans`: files that lack what would make a row of them.
+    """
 
     data: Data
     flags: np.ndarray
     pictures: int
     ids: np.ndarray  # (rows,) uint64, hashes of them, sorted
     words: Words
+    orphans: Sequence[Path] = ()
 
     @property
     def rows(self) -> int:
@@ -50,15 +55,19 @@ class Report:
         return not any(self.count(code) for code in FAULTS)
 
     def count(self, code: str) -> int:
-        """Rows that have this."""
+        """Rows that have this, or files that are none."""
+        if code == ORPHAN:
+            return len(self.orphans)
         return int(np.count_nonzero(self.flags & np.uint64(BIT[code])))
 
     def codes(self, number: int, among: Iterable[str] = FAULTS) -> list[str]:
         """What is wrong with a row."""
         return [code for code in among if int(self.flags[number]) & BIT[code]]
 
-    def first(self, code: str, size: int) -> Iterator[tuple[int, str, str]]:
-        """The first rows that have this: number, place and what exactly."""
+    def first(self, code: str, size: int) -> Iterator[tuple[int | None, str, str]]:
+        """The first rows that have this: number (None of a file that is no row), place and what exactly."""
+        if code == ORPHAN:
+            yield from ((None, str(file), f"no picture is called {file.stem}") for file in self.orphans[:size])
         kept = sorted(self.words.by.get(code, {}).items())[:size]
         for (number, says), where in zip(kept, places(self.data.examples, [number for number, _ in kept]), strict=True):
             yield number, where, says.removeprefix(f"{where}: ")
@@ -102,7 +111,8 @@ def examine(line: str, *, limit: Callable[[], Limit] | None = None, against: Seq
             for number, fault in _long(read, flags, over):
                 flags[number] |= np.uint64(BIT[fault.code])
                 words.add([(number, fault)])
-    return Report(data, flags, len(np.unique(read.keys)), np.sort(read.hashes[:, ID]), words)
+    orphans: Sequence[Path] = getattr(data.examples, "orphans", list)()
+    return Report(data, flags, len(np.unique(read.keys)), np.sort(read.hashes[:, ID]), words, orphans)
 
 
 def _against(line: str, workers: int) -> Read:

@@ -62,6 +62,18 @@ class Listing:
         return hash_bytes(self.joined.tobytes() + self.ends.tobytes())
 
 
+ABOUT = frozenset({"readme", "license", "licence", "notice"})  # texts about a folder, and of none of its pictures
+
+
+def alone(folder: Path, ending: str, pictures: Path) -> list[str]:
+    """Sorted names of the files in a folder that end so and that none of `pictures` is called like."""
+    listed = Listing.of(pictures)
+    called = {os.path.splitext(listed[number])[0] for number in range(len(listed))}
+    with os.scandir(folder) as entries:
+        stems = (os.path.splitext(entry.name) for entry in entries if not entry.name.startswith("."))
+        return sorted(stem + kind for stem, kind in stems if kind == ending and stem not in called and stem.lower() not in ABOUT)
+
+
 def is_picture(name: str) -> bool:
     """Whether a file is called as pictures are."""
     return os.path.splitext(name)[1].lower() in PICTURES and not name.startswith(".")
