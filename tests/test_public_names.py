@@ -15,13 +15,24 @@ NAMES = {
     "pivot.model": {"MLLM", "Scorer", "Scores", "score"},
     "pivot.train": {"Rates", "Settings", "train"},
 }
-RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "Held"}
+RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "Held", "Uncached"}
 VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
     "data convert": {"source", "out", "--to", "--copy", "--json"},
     "data filter": {"source", "out", "--rule", "--size", "--seed", "--tokenizer", "--to", "--copy", "--json"},
-    "data doctor": {"source", "--model", "--limit", "--label-mask", "--template", "--against", "--fix", "--workers", "--json"},
+    "data doctor": {
+        "source",
+        "--model",
+        "--limit",
+        "--label-mask",
+        "--template",
+        "--too-long",
+        "--against",
+        "--fix",
+        "--workers",
+        "--json",
+    },
     "data prefer": {
         *("mllm", "source", "out", "--samples", "--pairs", "--route", "--reward", "--reward-model", "--chat", "--threshold", "--chosen"),
         *("--share", "--temperature", "--top-p", "--max-new", "--batch", "--seed", "--limit", "--json"),
@@ -40,7 +51,6 @@ VERBS = {
 READERS = {
     "strangers",
     "instructed",
-    "strangers",
     "captions",
     "classes",
     "llava",
