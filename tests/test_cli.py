@@ -95,6 +95,30 @@ def test_a_name_cannot_move_the_terminal(tmp_path: Path, monkeypatch: pytest.Mon
     assert r"\x1b[2J.json" in capsys.readouterr().err
 
 
+def test_ctrl_c_promises_to_go_on_only_where_a_verb_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recipe, "read", mock.Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(recipe, "load", mock.Mock(side_effect=KeyboardInterrupt))
+    out = str(tmp_path / "out.json")
+    for arguments, resumes in (
+        (["data", "convert", "world", out], False),
+        (["data", "filter", "world", out, "--rule", "under30"], False),
+        (["data", "make", out], False),
+        (["data", "show", "world"], False),
+        (["data", "doctor", "world"], False),
+        (["data", "prefer", "base", "world", out], True),
+        (["bench", "run", "base", "--data", "world"], True),
+        (["run", "demo"], True),
+        (["demo"], True),
+    ):
+        assert cli.call(arguments) == 2
+        said = capsys.readouterr().err
+        assert "stopped by Ctrl-C" in said and said.count("\n") == 1 and (cli.KEPT in said) == resumes, arguments
+        monkeypatch.setattr(sys, "argv", ["pivot", *arguments])
+        assert cli.call() == 2 and capsys.readouterr().err == said
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chain, "run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

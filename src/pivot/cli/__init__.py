@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 wrong use, bad input or Ctrl-C: one line
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any
 
 import typer
 
-from pivot.cli.app import KEPT, app
+from pivot.cli.app import KEPT, RESUME, app
 from pivot.files import is_disk_full
 from pivot.records import BadInput, CheckFailed
 from pivot.screen import visible
@@ -58,7 +59,9 @@ def call(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
-        typer.echo(f"pivot: stopped by Ctrl-C; {KEPT}", err=True)
+        given = tuple(sys.argv[1:] if arguments is None else arguments)
+        resumes = any(given[: len(verb)] == verb for verb in RESUME)
+        typer.echo(f"pivot: stopped by Ctrl-C; {KEPT if resumes else 'no half-written file is left'}", err=True)
         return 2
     return code if isinstance(code, int) else 0
 
