@@ -73,6 +73,9 @@ def test_data_is_named_by_one_line_by_a_path_or_by_another_name(small: str, tmp_
     assert (found["heldout"]["size"], found["heldout"]["split"]) == (5, "test")
     assert recipe.load(small, ["pairs={read: world, size: 3}", "heldout=pairs"]).data["heldout"]["size"] == 3
     assert "no such folder or file" in wrong(small, f"pairs={tmp_path / 'nowhere'}")
+    for path in ("nope.json", "nope.json,size=5", "chats/nope,size=5", "nope.JSONL", "mixture.yaml"):
+        assert f"data '{path}': no such folder or file; check the path" in wrong(small, f"pairs={path}")
+    assert "my_lab.pairs" in (own := wrong(small, "pairs=my_lab.pairs")) and "no such folder or file" not in own
     assert "the same rows as" in wrong(small, "pairs=heldout", "heldout=pairs")
     assert "did you mean 'world'" in wrong(small, "pairs=wolrd,size=3")
 

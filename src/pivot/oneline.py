@@ -12,7 +12,9 @@ from pivot import lookup
 from pivot.knobs import declared, nearest
 from pivot.plain import override, parse
 from pivot.records import BadInput
-from pivot.seen import reader_of
+from pivot.seen import ROWS, reader_of
+
+FILES = (*ROWS, ".ndjson", ".yaml", ".yml", ".csv", ".tsv", ".txt", ".zip", ".tar", ".gz")  # what a path ends in, and no module that reads
 
 
 def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def described(source: str, sets: Collection[str] = ()) -> dict[str, Any]:
     known = lookup.names("data")
     if reader.strip() not in known and Path(os.path.expanduser(reader)).exists():
         reader, options = _reader_of(reader), [f"path={reader}", *options]
-    elif reader.strip() not in known and not options and "/" in reader:
+    elif reader.strip() not in known and ("/" in reader or reader.strip().lower().endswith(FILES)):
         raise BadInput(f"data '{source}': no such folder or file; check the path, or name a reader: {', '.join(known)}")
     elif reader.strip() not in known and "." not in reader:
         what = "a reader or a data set" if sets else "a reader"
