@@ -125,9 +125,7 @@ def largest(rows: Sequence[Row], micro: int, config: Any, asked: Backend, packin
     return Batch(pixels, count, tokens, len(placed.read), placed.segment if placed.branched else None)
 
 
-def memory(
-    shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1, adapters: Adapters | None = None
-) -> tuple[Memory, Memory]:
+def memory(shell: PreTrainedModel, batch: Batch, precision: str, gpus: int = 1, adapters: Adapters | None = None) -> tuple[Memory, Memory]:
     """Of training what in this model asks for gradients, without checkpointing and with it. Of weights, only shapes are looked at.
 
     `adapters`: those that were put into it.
