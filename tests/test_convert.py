@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import kills
 import numpy as np
 import published
 import pytest
@@ -321,7 +323,10 @@ def test_values_that_json_has_no_word_for_are_left_out_and_named(tmp_path: Path)
 def test_no_answer_and_an_empty_one_are_not_taken_for_another(tmp_path: Path, given: list[Example]) -> None:
     for answer, lost in ((None, {}), ("", {"answer": 1}), ("B", {})):
         done, read = through(
-            [replace(given[0], answer=answer, responses=(Response("B."),))], tmp_path / f"a{answer}.json", "vlaa", root=tmp_path / "pictures"
+            [replace(given[0], answer=answer, responses=(Response("B."),))],
+            tmp_path / f"a{answer}.json",
+            "vlaa",
+            root=tmp_path / "pictures",
         )
         assert done.lost == lost and read[0].answer == (answer or None)
 
@@ -353,6 +358,23 @@ def test_nothing_is_left_of_what_was_not_finished(tmp_path: Path, folder: Path, 
     next(writing)
     writing.close()
     assert not list(tmp_path.rglob("*stopped*"))
+
+
+@pytest.mark.parametrize(("name", "copy"), [("a.json", True), ("a.parquet", False), ("a", False)])
+def test_what_a_killed_conversion_left_is_gone_after_the_next(
+    name: str, copy: bool, tmp_path: Path, folder: Path, given: list[Example]
+) -> None:
+    out = tmp_path / "new" / name
+
+    def killed() -> None:
+        for written in convert.write(given, out, root=folder, copy=copy):
+            if written.rows > 1:
+                kills.die()
+
+    assert kills.forked(killed) == -signal.SIGKILL
+    assert list(out.parent.rglob(".*.tmp")) and not out.exists()
+    list(convert.write(given, out, root=folder, copy=copy))
+    assert not list(out.parent.rglob(".*.tmp")) and out.exists()
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,25 @@ def test_a_file_is_not_put_in_the_place_of_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_beside_a_file_what_killed_writers_of_it_left_is_swept_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [
+        f".a.b.{dead.pid}.tmp",
+        f".b.{dead.pid}.tmp",
+        f".a.{os.getppid()}.tmp",
+        f"in/.a.{dead.pid}.tmp",
+        f".a.01234567.{os.getppid()}.tmp",
+    ]
+    gone = [f".a.{dead.pid}.tmp/inside", f".a.01234567.{dead.pid}.tmp", f".a.old.{dead.pid}.tmp/inside"]
+    for name in [*kept, *gone]:
+        files.write_text(tmp_path / name, "text")
+    files.sweep_beside(tmp_path / "a")
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert len(list(tmp_path.iterdir())) == len(kept)
+    files.sweep_beside(tmp_path / "none" / "a")
+
+
 def test_several_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     """As threads do, and processes with equal numbers in two containers."""
     target = tmp_path / "a"

@@ -1,7 +1,8 @@
 """Files that are complete or absent, JSON and JSON lines, and hashes.
 
 A file that this module writes is written beside its target as `.NAME.RANDOM.PID.tmp`, a folder as `.NAME.PID.tmp`, synced and renamed.
-What a killed process leaves behind has that name, is read by nobody and is swept when its run folder is next locked. No torch here.
+What a killed process leaves behind has that name, is read by nobody and is swept: in a run folder when that is next locked, beside a
+file when that is next converted to, in a cache when that is next written to. No torch here.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from pivot.records import BadInput
 LEFTOVER = ".*.tmp"
 OURS = re.compile(r"\..+\.([1-9]\d{0,6})\.tmp")  # what this module calls a temporary, with the process that writes it
 MANIFEST = "manifest.json"  # what makes a folder a run folder
+ABANDONED = 3600  # seconds without a write after which a temporary in a cache is a killed writer's
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # safetensors and torch raise errors of their own when a disk is full; these are the words in them.
 FULL_WORDS = ("No space left on device", "os error 28", "Disk quota exceeded", "File too large", "PytorchStreamWriter failed")
@@ -124,6 +127,27 @@ def sweep(folder: Path | str) -> None:
         folders[:] = [name for name in folders if name not in leftovers]
         for name in leftovers:
             _remove(Path(here) / name)
+
+
+def sweep_beside(path: Path | str) -> None:
+    """Remove what killed writers of this one file or folder left beside it; what stays cannot be removed, or is another's."""
+    path = Path(path)
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(old\.|[0-9a-f]{{8}}\.)?[1-9]\d{{0,6}}\.tmp")
+    with suppress(OSError):
+        for name in os.listdir(path.parent):
+            if ours.fullmatch(name) and _abandoned(name):
+                _remove(path.parent / name)
+
+
+def sweep_cache(folder: Path | str) -> None:
+    """Remove what killed writers left under a folder of a cache. Others write there at this time, perhaps from another container, where
+    our numbers of processes are no one's; so age tells.
+    """
+    for here, _, names in os.walk(folder):
+        for leftover in (Path(here) / name for name in names if OURS.fullmatch(name)):
+            with suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > ABANDONED:
+                    leftover.unlink()
 
 
 def _abandoned(name: str) -> bool:

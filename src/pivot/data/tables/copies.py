@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import shutil
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from pivot.data.tables.groups import BROKEN, Group, unchanged
 from pivot.data.tables.walks import Walks
-from pivot.files import FULL, whole_file
+from pivot.files import FULL, sweep_cache, whole_file
 from pivot.records import BadInput
 
 RESERVE = 10 << 30  # bytes of the disk that copies leave free: a run's checkpoints need them
@@ -84,6 +84,7 @@ def _copy(group: Group) -> pa.ChunkedArray | None:
     _walks.end(group)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         _leave_room(folder, group.size)
         _write(group, kept)
         return _mapped(group, kept)
@@ -91,6 +92,9 @@ def _copy(group: Group) -> pa.ChunkedArray | None:
         unchanged(group.file, group.mark)
         _learn(failed, group, kept)
         return None
+
+
+_sweep = cache(sweep_cache)  # once in a process: there may be 10,000 copies
 
 
 def _learn(failed: Exception, group: Group, kept: Path) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from pivot import progress
-from pivot.files import cache_folder, hash_json, whole_file
+from pivot.files import cache_folder, hash_json, sweep_cache, whole_file
 from pivot.records import BadInput
 
 CHUNK = 8 << 20  # bytes read at once
@@ -57,6 +57,7 @@ def index(file: Path) -> Index:
         raise BadInput(f"{file} is a folder, not a file of rows; name one of its files") from None
     except PermissionError as denied:
         raise BadInput(f"{file} cannot be read ({denied.strerror}); check its permissions") from None
+    sweep_cache(kept.parent)
     try:
         with whole_file(kept) as unfinished, unfinished.open("wb") as out:
             np.save(out, found.spans)

@@ -21,7 +21,7 @@ from pivot import progress
 from pivot.data.tables.groups import BROKEN, Mark, mark
 from pivot.data.tables.inside import Inside
 from pivot.data.tables.table import Plain, Table
-from pivot.files import cache_folder, hash_file, hash_json, whole_file, write_text
+from pivot.files import cache_folder, hash_file, hash_json, sweep_cache, whole_file, write_text
 from pivot.records import BadInput, Uncached
 
 BATCH = 4096  # rows of one piece of the Arrow file
@@ -116,6 +116,7 @@ def _hash(kept: Path, rows: int) -> str | None:
 
 def _copy(file: Path, kept: Path, pictures: Sequence[str]) -> str:
     """Write the copy: text as it is, of pictures whether they are there and how they are called. Returns its hash."""
+    sweep_cache(kept.parent)
     try:
         with pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20) as opened, whole_file(kept) as unfinished:
             rows, done = opened.metadata.num_rows, 0

@@ -23,7 +23,7 @@ from pivot.data.saying import exact, sayable
 from pivot.data.tables.table import JSON, PARQUET
 from pivot.data.writing import write as own
 from pivot.data.writing.beside import Apart, Names, called, inside
-from pivot.files import to_json, whole_file, whole_folder
+from pivot.files import sweep_beside, to_json, whole_file, whole_folder
 from pivot.records import BadInput, Example
 
 FORMATS = {".json": "llava", ".jsonl": "trl", ".ndjson": "trl", ".parquet": "trl", "": "rows"}  # where nobody says which
@@ -82,6 +82,8 @@ def write(
     """
     format = to or default(out)
     named(out, format)
+    for path in (out, copies_of(out)):
+        sweep_beside(path)
     if format == "rows":
         yield from _rows(examples, out)
         return
