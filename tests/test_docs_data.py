@@ -14,6 +14,7 @@ import typer
 import yaml
 
 from pivot import cli, lookup, recipe
+from pivot.data.writing.convert import named, written
 from pivot.records import Response
 from pivot.seen import reader_of
 
@@ -42,6 +43,19 @@ def test_the_row_shown_is_read_by_its_reader_alone(name: str, tmp_path: Path) ->
     assert reader_of(file) == name
     (example,) = recipe.read(f"{name},{file}")
     assert example.images and (example.responses or example.answer)
+
+
+def test_headings_and_blocks_stand_apart() -> None:
+    assert not re.search(r"[^\n]\n#{2,3} ", TEXT)
+
+
+def test_copies_of_the_doctor_are_called_as_they_can_be_written() -> None:
+    asked = re.findall(r"pivot data doctor (\w+),.* --fix (\S+)", TEXT)
+    assert asked
+    for reader, out in asked:
+        named(Path(out), reader)
+    (only_read,) = re.findall(r"can only be read \((.*), and readers", TEXT)
+    assert set(re.findall(r"`(\w+)`", only_read)) == set(lookup.names("data")) - {"world"} - set(written())
 
 
 def test_a_mixture_is_what_the_page_shows(tmp_path: Path) -> None:
