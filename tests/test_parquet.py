@@ -423,10 +423,29 @@ def test_a_group_that_an_arrow_file_cannot_hold_is_tried_once_and_read(tmp_path:
     assert len(tries) == len(set(tries)) > 1
 
 
+@pytest.mark.parametrize("kind", WRAPS)
+def test_equal_rows_of_a_group_are_copied_once(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(walks, "WINDOW", 200)
+    of, wrap = WRAPS[kind]
+    pictures = [None if number % 5 == 4 else b"%d" % (number % 3) * 1000 for number in range(20)]
+    plain = [{"image": data and wrap(data)} for data in pictures]
+    pq.write_table(pa.Table.from_pylist(plain, pa.schema({"image": of})), tmp_path / "a.parquet", row_group_size=20)
+    rows = table(tmp_path / "a.parquet")
+    first = [rows[number]["image"] for number in (18, 0, 18, 0)]
+    assert [(one[0] if isinstance(one, tuple) else one).read() for one in first] == [b"0" * 1000] * 4
+    (copy,) = kept(tmp_path / "cache")
+    assert copy.stat().st_size < (14_000 if "list" in kind else 7_000), "three and not sixteen, each list with its reverse"
+    monkeypatch.setattr(Group, "batches", unread)
+    for number, data in enumerate(pictures):
+        image = rows[number].get("image")
+        one = image[0] if isinstance(image, tuple) else image
+        assert (one and one.read()) == data
+
+
 def test_equal_pictures_that_are_stored_once_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a group takes in parquet is not what its copy does."""
     monkeypatch.setattr(walks, "WINDOW", 200)
-    pq.write_table(pa.table({"image": [b"x" * 1000] * 20}), tmp_path / "a.parquet", row_group_size=20)
+    held(tmp_path / "a.parquet", [{"bytes": b"x" * 1000, "path": str(number)} for number in range(20)], group=20)
     left = list[int]()
 
     def disk(_folder: Path) -> SimpleNamespace:

@@ -10,7 +10,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import chain
 from pathlib import Path
@@ -21,7 +24,7 @@ import pyarrow as pa
 
 from pivot.data.tables.groups import BROKEN, Group, unchanged
 from pivot.data.tables.walks import Walks
-from pivot.files import FULL, sweep_cache, whole_file
+from pivot.files import FULL, hash_bytes, sweep_cache, whole_file
 from pivot.records import BadInput
 
 RESERVE = 10 << 30  # bytes of the disk that copies leave free: a run's checkpoints need them
@@ -57,7 +60,18 @@ def _found(group: Group, row: int) -> pa.Scalar:
     return copied[row] if copied is not None else _walks.begin(group).at(row)
 
 
-def _copied(group: Group) -> pa.ChunkedArray | None:
+@dataclass(frozen=True)
+class Copy:
+    """A mapped copy of a group, equal rows of it once: `first` has for each row the first one that is as it is, `rows` what those hold."""
+
+    rows: pa.ChunkedArray
+    first: pa.ChunkedArray
+
+    def __getitem__(self, row: int) -> pa.Scalar:
+        return self.rows[self.first[row].as_py()]
+
+
+def _copied(group: Group) -> Copy | None:
     """The copy of a group if there is one."""
     try:
         return _mapped(group, group.kept())
@@ -66,16 +80,16 @@ def _copied(group: Group) -> pa.ChunkedArray | None:
 
 
 @lru_cache(maxsize=OPEN)
-def _mapped(group: Group, kept: Path) -> pa.ChunkedArray:
+def _mapped(group: Group, kept: Path) -> Copy:
     unchanged(group.file, group.mark)
     with pa.memory_map(str(kept)) as mapped, pa.ipc.open_file(mapped) as copied:
-        found = copied.read_all().column(0)  # slices of the mapped file: nothing of it is read yet
-    if len(found) != group.rows:
+        found = copied.read_all()  # slices of the mapped file: nothing of it is read yet
+    if len(found) != group.rows or found.num_columns != 2:
         raise pa.ArrowInvalid(f"{kept} is a copy of something else")
-    return found
+    return Copy(*found.columns)
 
 
-def _copy(group: Group) -> pa.ChunkedArray | None:
+def _copy(group: Group) -> Copy | None:
     """Copy a group; None if that cannot be, which costs time and not the run."""
     kept = group.kept()
     folder = kept.parent.parent
@@ -121,9 +135,21 @@ def _leave_room(folder: Path, size: int) -> None:
 
 def _write(group: Group, kept: Path) -> None:
     with whole_file(kept) as unfinished:
-        batches = group.batches()
+        batches = _once(group)
         first = next(batches)
         with pa.OSFile(str(unfinished), "wb") as sink, pa.ipc.new_file(sink, first.schema) as out:
-            for batch in chain([first], batches):  # whose pictures may take 500 times what they do where equal ones are stored once
+            for batch in chain([first], batches):  # more than the group takes in parquet, which may store equal bytes of unequal rows once
                 _leave_room(kept.parent, batch.nbytes)
                 out.write_batch(batch)
+
+
+def _once(group: Group) -> Iterator[pa.RecordBatch]:
+    """A group's rows, None in place of one that came before, and beside each the number of the first one like it."""
+    seen, passed = dict[str, int](), 0
+    for batch in group.batches():
+        column = batch.column(group.column)
+        first = [seen.setdefault(hash_bytes(pickle.dumps(value.as_py())), row) for row, value in enumerate(column, passed)]
+        new = [number if row == passed + number else None for number, row in enumerate(first)]
+        column = column.take(pa.array(new, pa.int64())) if None in new else column
+        yield pa.RecordBatch.from_arrays([column, pa.array(first, pa.int64())], names=["row", "first"])
+        passed += len(column)

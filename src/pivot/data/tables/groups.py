@@ -18,7 +18,7 @@ Mark = tuple[int, int]  # a file's size and time of change in ns when its rows w
 BROKEN = (pa.ArrowException, OSError)
 PIECE, ROWS = 8 << 20, 64  # bytes, and rows at most, that are made at once
 LARGE = 32 << 20  # bytes of a group that is read in pieces, too: 4,000 pictures are 400 MB, and reading a small one at once is faster
-VERSION = 1  # of what a copy holds
+VERSION = 2  # of what a copy holds
 
 
 def mark(file: Path) -> Mark:
