@@ -17,6 +17,8 @@ from pivot.data.collate import collate
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import Critic, critic, save_head
+from pivot.model.rollout import answered
+from pivot.objective._online import Rollouts
 from pivot.objective.grpo import Objective as GRPO
 from pivot.objective.mpo import Objective as MPO
 from pivot.objective.ppo import Objective as PPO
@@ -25,6 +27,7 @@ from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.reward._contract import Reply
 from pivot.train import Settings, train
 from pivot.train.anchor import Anchor
+from pivot.train.feed import said
 from pivot.train.judge import Judge, Learned
 from pivot.train.parts import freeze
 
@@ -226,10 +229,43 @@ def test_a_score_of_a_reply_does_not_hang_on_its_company(shared_mllm: MLLM, pair
 
 
 def test_a_judge_that_never_judges_stops_the_run(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    """A key that is wrong, say: otherwise all replies earn nothing, and the run trains on that."""
+    """A key that is wrong, say. One row that cannot be judged does not: nothing is learned from that one."""
     blank = [replace(example, answer=None) for example in pairs[:4]]
-    with pytest.raises(CheckFailed, match=r"none of 12 replies could be judged.*has no answer"):
-        run(fresh(shared_mllm), grpo(reward={"name": "answer"}), blank, tmp_path)
+    with pytest.raises(CheckFailed, match=r"in 3 rollouts in a row no reply could be judged.*has no answer"):
+        run(fresh(shared_mllm), grpo(reward={"name": "answer"}), blank, tmp_path / "never", batch=1)
+    assert len(curve(tmp_path / "never")) == 2
+    with pytest.raises(CheckFailed, match="held-out row"):
+        run(fresh(shared_mllm), grpo(reward={"name": "answer"}), blank, tmp_path / "held", validation=blank[:2])
+
+
+@pytest.mark.parametrize("objective", [GRPO(**WRITES, k=3), PPO(**WRITES, k=3)])
+def test_a_reply_that_was_not_judged_moves_nothing(objective: Any) -> None:
+    """A busy endpoint must not push right replies down: the others are compared among themselves, as if it were not there."""
+    logps = [[-torch.rand(4, generator=torch.Generator().manual_seed(n)) for n in range(3)]]
+    values = [[torch.linspace(0, 1, 5) for _ in range(3)]]
+    finished = torch.ones(1, 3, dtype=torch.bool)
+    told = Rollouts(torch.tensor([[1.0, torch.nan, 0.0]]).double(), finished, logps, logps, values)
+    two = Rollouts(told.rewards[:, [0, 2]], finished[:, :2], *([[row[0], row[2]] for row in nested] for nested in (logps, logps, values)))
+    found, metrics, _ = objective.appraise(told, objective.init())
+    wanted, fewer, _ = objective.appraise(two, objective.init())
+    assert all((reply == 0).all() for reply in [found["advantages"][0][1]])
+    for n, other in ((0, 0), (2, 1)):
+        torch.testing.assert_close(found["advantages"][0][n], wanted["advantages"][0][other])
+    assert metrics["reward"] == fewer["reward"] == 0.5
+    nobody, _, _ = objective.appraise(replace(told, rewards=torch.full((1, 3), torch.nan).double()), objective.init())
+    assert all((reply == 0).all() for reply in nobody["advantages"][0])
+
+
+def test_prompts_are_never_learned_from_whatever_the_label_mask(shared_mllm: MLLM, pairs: list[Example]) -> None:
+    row = answered(shared_mllm.encode(replace(pairs[0], responses=()), "llava_next"), [[5, 6]])
+    assert not any(row.trunks[0].span.supervised) and said(row) == [[5, 6]]
+
+
+def test_saying_nothing_is_scored_like_any_reply(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    fresh(shared_mllm).save(tmp_path)
+    save_head(tmp_path, {"weight": torch.ones(1, 32), "bias": torch.tensor([-50.0])})
+    learned = Learned(str(tmp_path), torch.device("cpu"))
+    assert learned("", pairs[0]) < 0 and learned("  ", pairs[0]) == learned("", pairs[0]) != learned("A ring.", pairs[0])
 
 
 def test_the_learned_reward_is_asked_once_for_all_replies(
@@ -248,6 +284,7 @@ def test_the_learned_reward_is_asked_once_for_all_replies(
     twins = [replace(example, id="twin", answer="the same") for example in pairs[:2]]  # real sets repeat ids
     judge([Reply("so")] * 2, twins)
     assert calls == [8, 4]
+    assert judge.learned._critic.head.weight.device.type == "cpu" and len(judge.learned._known) == 4  # what was known before is forgotten
 
 
 def test_the_ledger_counts_critics_and_looks_ahead(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:

@@ -66,9 +66,11 @@ def draws(keys: Sequence[str], sampling: Sampling) -> np.ndarray:
 
 
 def answered(row: Row, ids: Sequence[Sequence[int]]) -> Row:
-    """A row with sampled replies as its branches, every token of them supervised."""
+    """A row with sampled replies as its branches: every token of them is supervised, and nothing else, whatever the label mask."""
     branches = tuple(Span(list(reply), [True] * len(reply)) for reply in ids)
-    return replace(row, trunks=(replace(row.trunks[0], responses=tuple(range(len(branches)))),), branches=branches)
+    trunk = row.trunks[0]
+    prompt = Span(trunk.span.ids, [False] * len(trunk.span))
+    return replace(row, trunks=(replace(trunk, span=prompt, responses=tuple(range(len(branches)))),), branches=branches)
 
 
 @dataclass(frozen=True)

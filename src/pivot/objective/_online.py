@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Rollouts:
     """P prompts with k replies each. What an objective does not ask for is None."""
 
-    rewards: Tensor  # (P, k)
+    rewards: Tensor  # (P, k), not a number where a reply could not be judged: nothing is learned from that one
     finished: Tensor  # (P, k) whether the model ended the reply by itself
     logps: Logps | None = None  # of each reply's tokens, under the weights that wrote it
     reference: Logps | None = None
@@ -113,17 +113,33 @@ class Online(_contract.Objective):
         raise NotImplementedError
 
 
-def level(rewards: Tensor) -> Tensor:
-    """(P, k) -> (P,) whether all replies to a prompt earned the same. Their standard deviation need not be zero: means are rounded."""
-    return rewards.amax(dim=1) == rewards.amin(dim=1)
+def compared(rewards: Tensor) -> tuple[Tensor, Tensor]:
+    """(P, k) -> by how much each reply beats the mean of its group, 0 where all earned the same or one was not judged; and (P, 1) the
+    standard deviation of the group. Where all earned the same that need not be zero by itself: means are rounded.
+    """
+    judged = ~rewards.isnan()
+    number = judged.sum(dim=1, keepdim=True)
+    mean = rewards.nansum(dim=1, keepdim=True) / number.clamp(min=1)
+    filled = rewards.where(judged, mean)
+    ahead = (filled - mean).masked_fill(_level(rewards)[:, None], 0)
+    return ahead.masked_fill(~judged, 0), (ahead.square().sum(dim=1, keepdim=True) / (number - 1).clamp(min=1)).sqrt()
+
+
+def _level(rewards: Tensor) -> Tensor:
+    """(P, k) -> (P,) whether all replies to a prompt that were judged earned the same."""
+    most = rewards.nan_to_num(nan=-float("inf"), posinf=float("inf"), neginf=-float("inf")).amax(dim=1)
+    least = rewards.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=-float("inf")).amin(dim=1)
+    return most <= least
 
 
 def graded(rollouts: Rollouts) -> Metrics:
     """What is told of rewards, whatever is made of them. Names are TRL's."""
     rewards = rollouts.rewards  # (P, k)
-    metrics = {"reward": rewards.mean(), "completions/clipped_ratio": (~rollouts.finished).double().mean()}
+    judged = (~rewards.isnan()).sum().clamp(min=1)
+    metrics = {"reward": rewards.nansum() / judged, "completions/clipped_ratio": (~rollouts.finished).double().mean()}
     if rewards.shape[1] > 1:  # one reply alone has no spread to lack
-        metrics |= {"reward_std": rewards.std(dim=1).mean(), "frac_reward_zero_std": level(rewards).double().mean()}
+        metrics["reward_std"] = compared(rewards)[1].mean()
+        metrics["frac_reward_zero_std"] = _level(rewards).double().mean()
     return metrics
 
 

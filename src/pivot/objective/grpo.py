@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from pivot.objective._contract import Counts, Logps, Metrics
-from pivot.objective._online import Online, Rollouts, clipped, flat, graded, level, watched
+from pivot.objective._online import Online, Rollouts, clipped, compared, flat, graded, watched
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ class Objective(Online):
 
     def appraise(self, rollouts: Rollouts, state: dict[str, float]) -> tuple[dict[str, Logps], Metrics, dict[str, float]]:
         """Advantages; and the weight of the KL term, steered by how far these replies are from the reference."""
-        rewards, metrics = rollouts.rewards, graded(rollouts)  # (P, k)
-        advantages = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(level(rewards)[:, None], 0)
+        metrics = graded(rollouts)
+        advantages, spread = compared(rollouts.rewards)  # (P, k), (P, 1)
         if self.scale:
-            advantages = advantages / (rewards.std(dim=1, keepdim=True) + EPSILON)
+            advantages = advantages / (spread + EPSILON)
         if self.kl_target is not None and rollouts.logps is not None and rollouts.reference is not None:
             distance = float(_k3(flat(rollouts.logps), flat(rollouts.reference)).mean())
             error = min(max(distance / self.kl_target - 1, -FURTHEST), FURTHEST)
-            state = {"kl": state["kl"] * (1 + error * len(rewards) / self.kl_horizon)}
+            state = {"kl": state["kl"] * (1 + error * len(advantages) / self.kl_horizon)}
         return {"advantages": [[reply[None] for reply in row] for row in advantages]}, metrics, state
 
     def loss(self, logps: Logps, batch: Mapping[str, Any], state: dict[str, float]) -> tuple[Tensor, Metrics]:

@@ -74,14 +74,20 @@ class Objective(Online):
                     far = logps.double() - rollouts.reference[p][n].double()  # (s,)
                     earned -= self.kl * (far.clamp(min=0) if self.kl_floor else far)
                     paid.append(far)
+                expected = rollouts.values[p][n].double()[:-1]  # (s,)
+                if rewards[p, n].isnan():  # not judged: nothing is learned from it, by neither policy nor critic
+                    found.append((torch.full_like(expected, torch.nan), expected))
+                    continue
                 earned[-1] += rewards[p, n]
-                found.append(estimate(earned, rollouts.values[p][n].double()[:-1], self.gamma, self.lam))
+                found.append(estimate(earned, expected, self.gamma, self.lam))
             advantages.append([advantage for advantage, _ in found])
             returns.append([back for _, back in found])
         if self.whiten:
             every = flat(advantages)
+            every = every[~every.isnan()] if not every.isnan().all() else torch.zeros(1)
             mean, spread = every.mean(), every.std(correction=0) + 1e-8
             advantages = [[(reply - mean) / spread for reply in row] for row in advantages]
+        advantages = [[reply.nan_to_num(0.0) for reply in row] for row in advantages]
         values = [[reply[:-1] for reply in row] for row in rollouts.values]
         error = flat(returns) - flat(values).double()
         metrics["values/explained"] = 1 - error.var(correction=0) / flat(returns).var(correction=0).clamp(min=1e-12)

@@ -11,14 +11,17 @@ from typing import Any, Protocol
 import torch
 from accelerate.utils import send_to_device
 
-from pivot.data.collate import collate
+from pivot.data.collate import Row, collate
+from pivot.data.turns import formatting
 from pivot.knobs import fill
 from pivot.model import Scorer
 from pivot.model.critic import Critic, load
+from pivot.model.rollout import answered
 from pivot.records import CheckFailed, Example, Response
 from pivot.reward._contract import Ask, Reply, Score, check, made, needs, scored
 
 AT_ONCE = 8  # rows that a reward model scores, and judges that are asked, at once
+PATIENCE = 3  # rollouts without a judgement
 Pairs = Sequence[tuple[str, Example]]
 
 
@@ -34,7 +37,7 @@ class Learned:
 
     def ahead(self, pairs: Pairs) -> None:
         """Score all of these at once, and forget what was known before."""
-        wanted = {_key(reply, example): (reply, example) for reply, example in pairs if reply.strip()}
+        wanted = {_key(reply, example): (reply, example) for reply, example in pairs}
         self._known = {}
         self._critic.to(self._device)
         for start in range(0, len(wanted), AT_ONCE):
@@ -43,18 +46,22 @@ class Learned:
         self._critic.to("cpu")
 
     def __call__(self, reply: str, example: Example) -> float:
-        """The score of a reply; of one that says nothing, not a number."""
-        if not reply.strip():
-            return float("nan")
+        """The score of a reply."""
         if _key(reply, example) not in self._known:
             self.ahead([(reply, example)])
         return self._known[_key(reply, example)]
 
     @torch.no_grad()
     def _scored(self, pairs: Pairs) -> list[float]:
-        rows = [self._mllm.encode(replace(example, responses=(Response(reply),))) for reply, example in pairs]
+        rows = [self._row(reply, example) for reply, example in pairs]
         values = self._critic(send_to_device(collate(rows), self._device)).values
         return [float(row[0][-1]) for row in values]
+
+    def _row(self, reply: str, example: Example) -> Row:
+        """A reply that says nothing is its end: left out, it would earn more than all that are worth less than nothing."""
+        if reply.strip():
+            return self._mllm.encode(replace(example, responses=(Response(reply),)))
+        return answered(self._mllm.encode(replace(example, responses=())), [formatting(self._mllm.processor).tail[:1]])
 
 
 def _key(reply: str, example: Example) -> tuple[str, str, str]:
@@ -82,6 +89,7 @@ class Judge:
         self.learned = Learned(asks.reward_model, device) if "score" in wanted and asks.reward_model else None
         ask = _chat(asks) if "ask" in wanted else None
         self.waits = ask is not None  # for others, so that it pays to ask many at once
+        self._silent = 0  # rollouts in a row of which no reply could be judged
         self._reward = made(self._spec, score=self.learned, ask=ask)
 
     def __call__(self, replies: Sequence[Reply], examples: Sequence[Example]) -> list[Score]:
@@ -91,9 +99,15 @@ class Judge:
             self.learned.ahead(scored(self._spec, pairs))
         with ThreadPoolExecutor(AT_ONCE) if self.waits else nullcontext() as pool:
             scores = list((pool.map if pool else map)(lambda pair: self._reward(*pair), pairs))
-        if scores and all(score.failed for score in scores):
-            raise CheckFailed(f"none of {len(scores)} replies could be judged, the first since {scores[0].failed}; mend that and go on")
         return scores
+
+    def hear(self, scores: Sequence[Score]) -> None:
+        """Take in what a rollout earned, over all processes. A judge that has judged nothing for a while stops the run."""
+        failed = bool(scores) and all(score.failed for score in scores)
+        self._silent = self._silent + 1 if failed else 0
+        if self._silent == PATIENCE:
+            why = f"in {PATIENCE} rollouts in a row no reply could be judged, the last since {scores[-1].failed}"
+            raise CheckFailed(f"{why}; mend that and run the same command again")
 
 
 def _chat(asks: Asks) -> Ask:

@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from statistics import fmean
 from typing import Any
@@ -27,6 +27,7 @@ from pivot.data.collate import Row, collate
 from pivot.model.flops import row_flops
 from pivot.model.rollout import Sampled, answered, draws
 from pivot.objective._online import Online, Rollouts
+from pivot.records import CheckFailed
 from pivot.reward._contract import Reply, Score
 from pivot.train.feed import Data, Portion, micros, read
 from pivot.train.judge import told as earned
@@ -63,7 +64,9 @@ def tried(setup: Setup, heldout: Data, plan: Iterable[Sequence[int]]) -> dict[st
     own = _sampled(setup, group, _prompts(setup, heldout, group), "held out")
     _judge(setup, heldout, own)
     written = _gathered(own)
-    rewards = [reward for one in written for reward in one.rewards]
+    rewards = [reward for one in written for reward in one.rewards if not math.isnan(reward)]
+    if not rewards:
+        raise CheckFailed(f"no reply to a held-out row could be judged, the first since {written[0].scores[0].failed}; see to these rows")
     unfinished = [not done for one in written for done in one.finished]
     reward = fmean(rewards)
     told = earned([score for one in written for score in one.scores])
@@ -110,7 +113,8 @@ class Written:
 
     @property
     def rewards(self) -> list[float]:
-        return [float(score) for score in self.scores]
+        """What each reply earns; not a number where it could not be judged."""
+        return [math.nan if score.failed else float(score) for score in self.scores]
 
 
 def _roll(setup: Setup, state: State, group: Batches, rows: list[list[Row]], number: int) -> Portion:
@@ -185,7 +189,8 @@ def _judge(setup: Setup, data: Data, own: Sequence[Written]) -> None:
         for one in own
         for ids, finished in zip(one.ids, one.finished, strict=True)
     ]
-    scores = iter(setup.judge(replies, [read(data.examples, one.number) for one in own for _ in one.ids]))
+    asked = (replace(read(data.examples, one.number), id=f"{one.number}") for one in own)  # data may repeat an id, and scores go by it
+    scores = iter(setup.judge(replies, [example for example, one in zip(asked, own, strict=True) for _ in one.ids]))
     for one in own:
         one.scores = list(islice(scores, len(one.ids)))
 
@@ -222,6 +227,8 @@ def _appraised(setup: Setup, state: State, written: Sequence[Written], sizes: Se
         reference=nested.get("reference"),
         values=values,
     )
+    assert setup.judge is not None
+    setup.judge.hear([score for one in written for score in one.scores])
     more, metrics, state.objective = _online(setup).appraise(rollouts, state.objective)
     numbers = {**nested, **{name: [[reply.float() for reply in row] for row in of] for name, of in more.items()}}
     ids = [[torch.tensor(reply) for reply in one.ids] for one in written]
