@@ -296,3 +296,11 @@ def test_the_ledger_counts_critics_and_looks_ahead(shared_mllm: MLLM, pairs: lis
         facts = read_json(tmp_path / name / "ledger.json")
         found = facts["flops"] + (facts["reference"] or {"flops": 0})["flops"]
         assert found == pytest.approx(counter.get_total_flops(), rel=0.1), name
+
+
+def test_rewards_are_told_how_a_reply_ended_and_how_long_it_is(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """Random weights come to no end within four tokens, and so write as many as they may."""
+    for name, earned in (("finished", 0), ("length", 1)):
+        with pytest.raises(CheckFailed, match="all earned the same"):
+            run(fresh(shared_mllm), grpo(reward={"name": name}), pairs[:4], tmp_path / name)
+        assert curve(tmp_path / name, metric="reward") == [earned] and curve(tmp_path / name, metric="completions/clipped_ratio") == [1]
