@@ -213,6 +213,16 @@ def test_a_killed_process_is_replaced() -> None:
     assert maths.reward("5/15", example("1/3"), seconds=PATIENT) == 1
 
 
+def test_a_process_that_starts_too_late_fails_its_question_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same question is asked anew afterwards: that it could not be asked is no answer to remember."""
+    maths._comparer._end()
+    with monkeypatch.context() as hasty:
+        hasty.setattr(maths, "START", 0.001)
+        found = maths.reward("6/57", example("2/19"), seconds=PATIENT)
+    assert found == 0 and isinstance(found, Score) and "does not start" in str(found.failed)
+    assert maths.reward("6/57", example("2/19"), seconds=PATIENT) == 1
+
+
 def test_many_threads_share_one_process() -> None:
     maths.reward("2/14", example("1/7"), seconds=PATIENT)
     process = maths._comparer.process

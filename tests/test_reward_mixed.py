@@ -68,6 +68,10 @@ def test_every_reward_is_found_and_declares_its_knobs() -> None:
         ({"name": "mixed", "terms": {"short": {"name": "length", "weight": float("nan")}}}, ("terms", "short", "weight"), "number"),
         ({"name": "mixed", "terms": {"short": {"weight": 1}}}, ("terms", "short"), "a reward's name"),
         ({"name": "mixed", "gate": "answer"}, ("gate",), "bool"),
+        ({"name": "mixed", "weight": float("nan")}, ("weight",), "finite"),
+        ({"name": "learned", "scale": float("inf")}, ("scale",), "finite"),
+        ({"name": "learned", "bias": float("nan")}, ("bias",), "finite"),
+        ({"name": "similar", "threshold": float("nan")}, ("threshold",), "finite"),
     ],
 )
 def test_a_spec_that_cannot_work_is_refused_where_it_is_wrong(spec: Any, place: tuple[str, ...], says: str) -> None:

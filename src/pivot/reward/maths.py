@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import unicodedata
+from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ from pivot.records import Example
 from pivot.reward._contract import unjudged
 
 PACKAGE = "math-verify"  # where a mixed reward meets mathematics without it, the example is unjudged
+UNSTARTED = f"{PACKAGE} does not start"
 START = 60.0  # seconds for the process to load sympy: 1 on an idle machine
 LONGEST = 400  # characters of a formula: longer ones are no answers, and take the parser seconds
 DEEPEST = 6  # brackets inside brackets: 6 take the parser up to 0.6 seconds, 10 take it 3, 12 take it 8
@@ -41,8 +43,15 @@ def reward(reply: str, example: Example, *, seconds: Annotated[float, Field(gt=0
     said = answers.formula(reply)
     if said is None or _too_much(said):
         return 0.0
-    found = _compared(latex(truth), latex(said), seconds)
+    try:
+        found = _compared(latex(truth), latex(said), seconds)
+    except Unstarted:
+        return unjudged(UNSTARTED)
     return unjudged(found) if isinstance(found, str) else float(found)
+
+
+class Unstarted(Exception):
+    """There is no process to compare in. Raised past the cache, so that the same question is asked again."""
 
 
 def _too_much(formula: str) -> bool:
@@ -62,6 +71,8 @@ def _compared(gold: str, said: str, seconds: float) -> bool | str:
     if PLAIN.fullmatch(gold) and PLAIN.fullmatch(said):
         return Decimal(gold) == Decimal(said)
     found = _comparer.ask(gold, said, seconds)
+    if found.get("failed") == UNSTARTED:
+        raise Unstarted
     return found["failed"] if "failed" in found else found["equal"]
 
 
@@ -128,12 +139,9 @@ class Comparer:
     def ask(self, gold: str, said: str, seconds: float) -> dict[str, Any]:
         """`{"equal": ...}`, or `{"failed": why}` once the time is over or the process has died of the question."""
         with self.lock:
-            if self.line is None:
-                self._start()
-            if not self.ready and self._read(START) != "ready":
+            if not self._stands():
                 self._end()
-                return {"failed": f"{PACKAGE} does not start"}
-            self.ready = True
+                return {"failed": UNSTARTED}
             assert self.line
             question = json.dumps({"gold": gold, "said": said, "seconds": seconds}) + "\n"
             try:
@@ -144,8 +152,19 @@ class Comparer:
             except (OSError, ValueError):
                 why = "the comparison ended its process"
             self._end()
-            self._start()  # loads while the caller goes on
+            with suppress(OSError):  # the next question starts it then
+                self._start()  # loads while the caller goes on
             return {"failed": why}
+
+    def _stands(self) -> bool:
+        """Whether the process can be asked; starts it where there is none. False where it does not start, or not in time."""
+        try:
+            if self.line is None:
+                self._start()
+            self.ready = self.ready or self._read(START) == "ready"
+        except OSError:  # a timeout is one
+            return False
+        return self.ready
 
     def _start(self) -> None:
         self.line, theirs = socket.socketpair()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from pivot.knobs import Wrong
 from pivot.records import AnswerKind, Example
@@ -42,7 +42,7 @@ def reward(
     kinds: dict[AnswerKind, Spec] | None = None,
     otherwise: Spec | None = None,
     gate: bool = False,
-    weight: float = 1.0,
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0,
     terms: dict[str, Term] | None = None,
     ask: Ask | None = None,
     score: Scorer | None = None,

@@ -9,14 +9,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from pivot import answers
 from pivot.records import Example
 from pivot.reward._contract import unjudged
 
 
-def reward(reply: str, example: Example, *, measure: Literal["rouge_l", "bleu", "anls"] = "rouge_l", threshold: float = 0.5) -> float:
+def reward(
+    reply: str,
+    example: Example,
+    *,
+    measure: Literal["rouge_l", "bleu", "anls"] = "rouge_l",
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.5,
+) -> float:
     """The likeness to the answer or, where `meta["answers"]` lists several, to the nearest of them.
 
     Case, punctuation and extra space do not count; for ANLS punctuation does. `threshold`: what ANLS counts as nothing alike.
