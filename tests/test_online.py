@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,12 +25,13 @@ from pivot.objective.mpo import Objective as MPO
 from pivot.objective.ppo import Objective as PPO
 from pivot.objective.reward_model import Objective as RewardModel
 from pivot.records import BadInput, CheckFailed, Example, Response
-from pivot.reward._contract import Reply
+from pivot.reward._contract import Reply, Score
 from pivot.train import Settings, train
 from pivot.train.anchor import Anchor
-from pivot.train.feed import said
+from pivot.train.feed import Data, said
 from pivot.train.judge import Judge, Learned
 from pivot.train.parts import freeze
+from pivot.train.rollouts import Written, _judge
 
 CHARACTERS = {
     "name": "length",
@@ -298,10 +300,14 @@ def test_the_ledger_counts_critics_and_looks_ahead(shared_mllm: MLLM, pairs: lis
         assert found == pytest.approx(counter.get_total_flops(), rel=0.1), name
 
 
-def test_rewards_are_told_how_a_reply_ended_and_how_long_it_is(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
-    for name in ("finished", "length"):
-        run(fresh(shared_mllm), grpo(reward={"name": name}, k=8, kl=0.1, max_new=16), pairs[:4], tmp_path / name, batch=2)
-    ended = [1 - share for share in curve(tmp_path / "finished", metric="completions/clipped_ratio")]
-    assert curve(tmp_path / "finished", metric="reward") == pytest.approx(ended) and 0 < sum(ended) < len(ended)
-    longest = [length / 16 for length in curve(tmp_path / "length", metric="completions/mean_length")]
-    assert curve(tmp_path / "length", metric="reward") == pytest.approx(longest)
+def test_rewards_are_told_how_a_reply_ended_and_how_long_it_is(shared_mllm: MLLM, pairs: list[Example]) -> None:
+    heard = list[Reply]()
+
+    def judge(replies: Sequence[Reply], examples: Sequence[Example]) -> list[Score]:
+        heard.extend(replies)
+        assert [example.prompt for example in examples] == [pairs[1].prompt] * 2
+        return [Score(0.0)] * len(replies)
+
+    setup: Any = SimpleNamespace(judge=judge, mllm=shared_mllm, objective=grpo(max_new=4))
+    _judge(setup, Data(pairs), [Written((0, 0), 1, [[7, 8], [7, 8, 9, 10]], [True, False], {})])
+    assert [(reply.share, reply.finished) for reply in heard] == [(0.5, True), (1.0, False)]
