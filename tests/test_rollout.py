@@ -205,6 +205,44 @@ def test_replies_end_with_the_end_token_or_where_there_is_no_room(mllm: MLLM, mo
         sampled(mllm)
 
 
+def test_a_row_may_be_no_longer_than_it_is_told(mllm: MLLM) -> None:
+    lengths = [len(mllm.encode(example).trunks[0].span) for example in PROMPTS]
+    longest = max(lengths)
+    told = sampled(mllm, sampling=replace(WARM, longest=longest + 2)).ids
+    assert (
+        told
+        == [[ids[: longest + 2 - length] for ids in example] for example, length in zip(sampled(mllm).ids, lengths, strict=True)]
+        != sampled(mllm).ids
+    )
+    with pytest.raises(BadInput, match=f"row .*: a prompt has {longest} tokens and limit leaves a row {longest}, so none"):
+        sampled(mllm, sampling=replace(WARM, longest=longest))
+
+
+@pytest.mark.parametrize("stops", [int, list])
+def test_a_reply_ends_at_the_first_of_all_stop_tokens(mllm: MLLM, monkeypatch: pytest.MonkeyPatch, stops: Any) -> None:
+    before, end = sampled(mllm), formatting(mllm.processor).tail[0]
+    ordinary = before.ids[0][0][0]
+    assert ordinary != end
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", ordinary if stops is int else [end, ordinary])
+    found = sampled(mllm)
+    for old, new, finished in zip(before.ids, found.ids, found.finished, strict=True):
+        for was, ids, done in zip(old, new, finished, strict=True):
+            at = next((place for place, token in enumerate(was) if token in (end, ordinary)), len(was) - 1)
+            assert ids == was[: at + 1] and done == (ids[-1] in (end, ordinary))
+    assert found.ids[0][0] == [ordinary] and found.finished[0][0]
+
+
+def test_the_tokenizers_own_end_ends_a_reply(mllm: MLLM) -> None:
+    (ordinary, *_), end, tokenizer = sampled(mllm).ids[0][0], formatting(mllm.processor).tail[0], mllm.processor.tokenizer
+    before = tokenizer.eos_token
+    try:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ordinary)
+        assert tokenizer.eos_token_id == ordinary != end == formatting(mllm.processor).tail[0]
+        assert sampled(mllm).ids[0][0] == [ordinary]
+    finally:
+        tokenizer.eos_token = before
+
+
 def test_the_placeholder_of_pictures_is_never_written(mllm: MLLM) -> None:
     wanted = torch.zeros(mllm.model.lm_head.out_features)
     wanted[mllm.model.config.image_token_id] = 100.0

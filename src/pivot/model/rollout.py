@@ -34,18 +34,19 @@ CROWDED = 0.75  # rows are moved together when no more than this share of them i
 @dataclass(frozen=True)
 class Sampling:
     """`k` replies a prompt, of at most `max_new` tokens. Temperature 0 is greedy. `top_p`: of the likeliest tokens that together
-    have this probability."""
+    have this probability. `longest`: tokens that a prompt and one reply may have, if less than the LLM was made for."""
 
     k: Annotated[int, Field(ge=1)] = 8
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_new: Annotated[int, Field(ge=1)] = 128
+    longest: int | None = None
 
 
 class Sampled(NamedTuple):
     """Per example, per reply.
 
-    `ids`: tokens up to and with the end of the assistant's turn, if it was reached. `logps`: (s,) their log-probabilities at the
+    `ids`: tokens up to and with the one that ends the reply, if it was reached. `logps`: (s,) their log-probabilities at the
     sampling temperature (1 if greedy), fp32, of the whole vocabulary: what `top_p` leaves out is not taken off. `finished`:
     whether the model ended the reply, and not `max_new` or the LLM's context.
     """
@@ -144,7 +145,7 @@ class Writer:
 
     llm: PreTrainedModel
     head: nn.Module
-    end: int  # the token that ends a reply
+    ends: frozenset[int]  # tokens of which the first ends a reply
     placeholder: int  # of a picture: a reply shows none, and a row with this token in it could not be scored
     context: int | None  # tokens that the LLM was made for
     together: bool  # with all processes: each then takes as many steps as the one with the longest replies
@@ -155,7 +156,7 @@ class Writer:
         prompt = torch.arange(len(ids), device=device).repeat_interleave(sampling.k)  # of each reply
         room = torch.tensor(self._rooms(prompts.lengths, ids, sampling), device=device)[prompt]
         chances = None if uniforms is None else torch.from_numpy(uniforms).to(device).flatten(0, 1)  # (B * k, max_new)
-        said = _Said(torch.arange(len(prompt), device=device), self.end)
+        said = _Said(torch.arange(len(prompt), device=device), self.ends)
         cache = roomy(self.llm.config)
         states = self._step(embeds, prompts.real.to(device), prompts.positions.to(device), cache)
         if sampling.k > 1:
@@ -182,11 +183,13 @@ class Writer:
 
     def _rooms(self, lengths: Sequence[int], ids: Sequence[str], sampling: Sampling) -> list[int]:
         """How many tokens each prompt leaves for a reply."""
+        bounds = {"the LLM was made for": self.context, "limit leaves a row": sampling.longest}
+        most, says = min(((bound, says) for says, bound in bounds.items() if bound is not None), default=(None, ""))
         for length, name in zip(lengths, ids, strict=True):
-            if self.context is not None and length >= self.context:
-                told = f"a prompt has {length} tokens and the LLM was made for {self.context}, so none is left to answer; shorten it"
+            if most is not None and length >= most:
+                told = f"a prompt has {length} tokens and {says} {most}, so none is left to answer; shorten it"
                 raise BadInput(f"row {name}: {told}")
-        return [sampling.max_new if self.context is None else min(sampling.max_new, self.context - length) for length in lengths]
+        return [sampling.max_new if most is None else min(sampling.max_new, most - length) for length in lengths]
 
     def _step(self, embeds: Tensor, seen: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """(R, D) last states of the rows that go on by `embeds`."""
@@ -216,18 +219,18 @@ class Writer:
 class _Said:
     """What was written of N replies, of which only some still have a row."""
 
-    def __init__(self, rows: Tensor, end: int) -> None:
-        self.rows, self.end, self.steps = rows, end, 0  # (R,) the reply of each row
+    def __init__(self, rows: Tensor, ends: frozenset[int]) -> None:
+        self.rows, self.ends, self.steps = rows, torch.tensor(sorted(ends), device=rows.device), 0  # (R,) the reply of each row
         self.open = torch.ones_like(rows, dtype=torch.bool)  # (R,) whether it goes on
         self.lengths, self.finished = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)  # (N,)
         self.written: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, tokens: Tensor, logps: Tensor, room: Tensor) -> None:
-        """One token (R,) a row. A reply ends by its end token, or where there is no more room (N,) for it."""
+        """One token (R,) a row. A reply ends by an end token, or where there is no more room (N,) for it."""
         self.steps += 1
         self.written.append((self.rows, tokens, logps))
         self.lengths[self.rows] += self.open.long()
-        ended = self.open & (tokens == self.end)
+        ended = self.open & torch.isin(tokens, self.ends)
         self.finished[self.rows] |= ended
         self.open = self.open & ~ended & (self.steps < room[self.rows])
 

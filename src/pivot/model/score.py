@@ -129,13 +129,20 @@ class Scorer(nn.Module):
         """
         layout: Layout = batch["layout"]
         asked = prompts(layout, counted(self.config, layout))
-        end = formatting(self.processor).tail[0]
         llm = cast("PreTrainedModel", self.part("llm"))
-        writer = Writer(llm, self.part("head"), end, self.config.image_token_id, context(self.config), together)
+        writer = Writer(llm, self.part("head"), self._ends(), self.config.image_token_id, context(self.config), together)
         with evaluating(self):
             ids = batch["tokens"][asked.take.to(batch["tokens"].device)]  # (B, T)
             embeds = self._embeds(ids, asked.real.to(ids.device) > 0, list(range(len(layout.images))), batch["images"], layout)
             return writer.write(embeds, asked, batch["id"], sampling, draws)
+
+    def _ends(self) -> frozenset[int]:
+        """What ends a reply: the end of the template's turn, the tokenizer's end, and what the MLLM's own generation stops at."""
+        own = getattr(self.model, "generation_config", None)
+        stops = getattr(own, "eos_token_id", None)
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
+        found = [formatting(self.processor).tail[0], self.processor.tokenizer.eos_token_id, *stops]  # type: ignore[attr-defined]
+        return frozenset(int(one) for one in found if one is not None)
 
     def _states(self, tokens: Tensor, images: Mapping[str, Tensor], layout: Layout, placement: Placement) -> Tensor:
         """The LLM's last hidden states (R, T, D)."""
