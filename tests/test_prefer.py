@@ -25,7 +25,7 @@ from pivot.records import BadInput, Example, Response
 from pivot.reward._contract import Score, unjudged
 from pivot.train.attempts import Attempts
 from pivot.train.judge import Judge
-from pivot.train.pairing import Attempt, Pair, Record, Settings, balanced, candidates, reason
+from pivot.train.pairing import Attempt, Pair, Record, Settings, balanced, candidates, question, reason
 from pivot.train.prefer import prefer
 
 BOTH = ("correctness", "dropout")
@@ -209,6 +209,18 @@ def test_no_row_and_no_reply_ends_the_job(base: MLLM, tmp_path: Path) -> None:
     judged = [attempt for record in asked.at([0, 5]) for attempt in record.attempts]
     assert {attempt.failed for attempt in judged if "yes" in attempt.text} == {"ZeroDivisionError: no yes please"}
     assert {attempt.reward for attempt in judged} == {None, 1.0}
+
+
+def test_a_system_turn_becomes_part_of_the_question(base: MLLM) -> None:
+    row = recipe.read("world,size=1")[0]
+    turns = ({"role": "system", "content": "Answer in one word."}, {"role": "user", "content": row.prompt})
+    told, asked = replace(row, prompt=turns), replace(row, prompt=f"Answer in one word.\n\n{row.prompt}")
+    (found,), (same,) = attempts(base, [told]).at([0]), attempts(base, [asked]).at([0])
+    assert not found.failed and found == same
+    assert question(told) == asked and question(row) == row
+    spoken = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"})
+    (failed,) = attempts(base, [replace(row, prompt=spoken)]).at([0])
+    assert "here turns are user, assistant, user" in str(failed.failed)
 
 
 def test_a_judge_that_is_out_of_order_stops_the_job_and_spoils_nothing(base: MLLM, tmp_path: Path) -> None:

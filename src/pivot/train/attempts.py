@@ -19,7 +19,7 @@ from pivot.model.score import Scorer
 from pivot.records import BadInput, Example, Response
 from pivot.reward._contract import Reply, Score, needs, unjudged
 from pivot.train.feed import read
-from pivot.train.pairing import Attempt, Method, Record, Settings, checkable, continuable
+from pivot.train.pairing import Attempt, Method, Record, Settings, checkable, continuable, question
 
 if TYPE_CHECKING:
     from pivot.model.mllm import MLLM
@@ -68,8 +68,7 @@ class Attempts:
         try:
             example = read(self._examples, number)
             name = example.id
-            if len(turns_of(example.prompt, "user")) > 1:
-                raise BadInput(f"row {name}: a row of MMPR has a question and no turns before it")
+            example = question(example)
             found = Try(
                 number, example, self._mllm.encode(replace(example, responses=()), limit=self._limit), self._settings.methods(example)
             )

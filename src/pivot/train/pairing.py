@@ -10,7 +10,7 @@ all pairs that could be taken, those are sought whose lengths differ by nothing 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
@@ -72,6 +72,17 @@ class Settings:
         from pivot.model.rollout import Sampling
 
         return Sampling(k, self.temperature, self.top_p, self.max_new)
+
+
+def question(example: Example) -> Example:
+    """The example as a row of MMPR can ask it: as one text, a system turn in front of what the user says."""
+    if isinstance(example.prompt, str):
+        return example
+    roles = [turn["role"] for turn in example.prompt]
+    if roles not in (["user"], ["system", "user"]):
+        told = f"a row of MMPR has one question, and at most a system turn before it; here turns are {', '.join(roles) or 'none'}"
+        raise BadInput(f"row {example.id}: {told}; leave the row out")
+    return replace(example, prompt="\n\n".join(turn["content"].strip() for turn in example.prompt))
 
 
 def checkable(example: Example) -> bool:

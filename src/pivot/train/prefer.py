@@ -22,7 +22,7 @@ from pivot.data.mmpr import META
 from pivot.data.writing import pairs as written
 from pivot.files import append_jsonl, hash_json, read_json, sweep, to_json, write_json
 from pivot.records import BadInput, Example, Response
-from pivot.train.pairing import Attempt, Method, Pair, Record, Settings, balanced, candidates, lengths, reason
+from pivot.train.pairing import Attempt, Method, Pair, Record, Settings, balanced, candidates, lengths, question, reason
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
 VERSION = 1  # of samples.jsonl
@@ -177,7 +177,7 @@ def _paired(
     """Each pair as an example, which says how it came to be."""
     for record in records:
         for number, pair in enumerate(taken.get(record.row, ())):
-            example, (chosen, rejected) = examples[record.row], (record.attempts[pair.chosen], record.attempts[pair.rejected])
+            example, (chosen, rejected) = question(examples[record.row]), (record.attempts[pair.chosen], record.attempts[pair.rejected])
             told = {
                 "method": pair.method,
                 "row": record.row,
