@@ -552,3 +552,8 @@ def test_wrong_knobs_are_refused_in_a_recipe(objective: Any, wrong: Mapping[str,
 def test_only_objectives_are_found_by_name() -> None:
     assert {"sft", "dpo", "mpo", "kto", "orpo", "reward_model", "grpo", "ppo"} == set(lookup.names("objective"))
     assert all(hasattr(lookup.find("objective", name), "loss") for name in lookup.names("objective"))
+
+
+def test_kto_says_that_it_reads_another_rows_response() -> None:
+    assert KTO().learns == "the chosen, the rejected and another row's response"
+    assert KTO(against="zero").learns == "the chosen and the rejected response"

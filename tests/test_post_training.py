@@ -138,11 +138,39 @@ def test_vlaas_rows_are_told_of_the_tags_and_keep_what_they_are_judged_by(tmp_pa
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name.endswith(("mpo", "r1")) else []) for name in FILES])
-def test_a_plan_needs_no_weights(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.call(["run", name, *changes(name, "world,size=12"), "--plan", "--json"]) == 0, capsys.readouterr().err
+def test_a_plan_needs_no_weights(name: str, judge: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["run", name, *changes(name, "world,size=12", judge), "--plan", "--json"]) == 0, capsys.readouterr().err
     (post,) = (stage for stage in json.loads(capsys.readouterr().out)["stages"] if stage["stage"].startswith("post-"))
     told, passes = written(name)["post"], TABLE[name.removeprefix(HOME)]["objective"].get("passes", 1)
     assert post["steps"] == told["epochs"] * -(-12 // told["batch"]) * passes and post["flops"] > 0
+
+
+PPO = "arms.ppo.objective"
+CHAT = "arms.grpo.objective.chat"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("ppo-llava-rlhf", f"{PPO}.reward_model=/nowhere", "objective ppo, reward_model: no such folder: /nowhere"),
+        ("ppo-llava-rlhf", f"{PPO}.critic_from=.", "objective ppo, critic_from: . is no reward model"),
+        ("ppo-llava-rlhf", f"{PPO}.critic=shared", "critic_from is where a separate critic begins"),
+        ("ppo-llava-rlhf", "post.template=plain", "objective ppo learns from replies that the model writes itself, so template plain"),
+        ("ppo-llava-rlhf", "post.label_mask=llava_next", "so label_mask llava_next is none for it; use clean"),
+        ("ppo-llava-rlhf", f"{PPO}.chat={{url: 'https://host/v1', model: m}}", "reward 'mixed' asks no chat"),
+        ("grpo-vlm-r1", "arms.grpo.objective.reward_model=.", "asks no reward_model"),
+        ("grpo-vlm-r1", f"arms.grpo.objective.reward={{name: judge}} {CHAT}={{ur: x, model: m}}", "chat: unknown key 'ur'"),
+        ("grpo-vlm-r1", f"arms.grpo.objective.reward={{name: judge}} {CHAT}={{url: foo, model: m}}", "is no endpoint"),
+    ],
+)
+def test_what_a_stage_would_trip_over_hours_later_is_said_at_once(
+    name: str, change: str, says: str, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["run", HOME + name, *changes(HOME + name, "world,size=4", judge), *change.replace(" arms", "\narms").split("\n")]
+    for more in (["--plan"], [f"out={tmp_path / 'run'}"]):
+        assert cli.call([*given, *more]) == 2
+        err = capsys.readouterr().err
+        assert says in err and err.count("\n") == 1, err
 
 
 # ---- end to end

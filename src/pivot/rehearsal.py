@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
+from pivot.knobs import Wrong, fill
 from pivot.recipe import Arm, Post, Recipe
-from pivot.records import Example
+from pivot.records import BadInput, Example
 from pivot.stages import TRAINING, Stage
 
 if TYPE_CHECKING:
@@ -102,6 +104,8 @@ class Rehearsal:
     def reading(self, teaching: Teaching, data: str | None = None) -> Reading:
         """What a training stage reads, as it reads it. `data`: instead of the rows that it trains on."""
         name, settings = data or teaching.section.data, teaching.settings
+        if teaching.made.online:
+            check_online(teaching)
         key = f"{name} {data is None} {teaching.objective} {asked(settings)}"
         if key not in self._encoded:
             count, some = self.examples(name, self.most if data is None else LOOKED_AT)
@@ -132,6 +136,42 @@ class Rehearsal:
                 self.examples(self.recipe.pretrain["data"])
             elif data := {"probe": self.recipe.probes, "bench": self.recipe.bench}.get(stage.kind, {}).get(stage.entry, {}).get("data"):
                 self.examples(data)
+
+
+def check_online(teaching: Teaching) -> None:
+    """Refuse models to judge with that are not there or that nobody asks, and settings that replies cannot have."""
+    from pivot.reward._contract import needs
+    from pivot.train.setup import check_style
+
+    objective, called = teaching.made, f"objective {teaching.objective['name']}"
+    check_style(objective, teaching.settings)
+    for knob, handed in (("reward_model", "score"), ("chat", "ask")):
+        if getattr(objective, knob) is not None and handed not in needs(objective.reward):
+            raise BadInput(f"{called}: reward '{objective.reward['name']}' asks no {knob}; leave it out, or take a reward that does")
+    for knob in ("reward_model", "critic_from"):
+        if (folder := getattr(objective, knob, None)) is not None:
+            _check_judge(Path(folder), f"{called}, {knob}")
+    if objective.chat is not None:
+        _check_chat(objective.chat, f"{called}, chat")
+
+
+def _check_judge(folder: Path, where: str) -> None:
+    from pivot.model.critic import FILE
+
+    if not folder.is_dir():
+        raise BadInput(f"{where}: no such folder: {folder}; give the folder of a model that objective reward_model trained")
+    if not (folder / FILE).is_file():
+        raise BadInput(f"{where}: {folder} is no reward model, it has no {FILE}; give one that objective reward_model trained")
+
+
+def _check_chat(knobs: Mapping[str, Any], where: str) -> None:
+    """The variable that holds the key may be missing where a recipe is only read."""
+    from pivot.chat import Chat
+
+    try:
+        fill(Chat, {**knobs, "key": None})
+    except Wrong as wrong:
+        raise BadInput(".".join(map(str, (where, *wrong.place))) + f": {wrong.message}") from None
 
 
 def spread(size: int, most: int) -> list[int]:

@@ -42,6 +42,10 @@ class Objective(_contract.Objective):
         return self.against == "kl"
 
     @property
+    def learns(self) -> str:
+        return "the chosen, the rejected and another row's response" if self.against == "kl" else "the chosen and the rejected response"
+
+    @property
     def k(self) -> int:
         return 3 if self.against == "kl" else 2
 

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from pivot.objective._contract import Head, Logps, Metrics
 from pivot.objective._online import Online, Rollouts, clipped, flat, graded, watched
+from pivot.records import BadInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,12 @@ class Objective(Online):
     critic: Literal["separate", "shared", "detached"] = "separate"
     critic_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
     critic_from: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_from is not None and self.critic != "separate":
+            told = f"a {self.critic} one has the policy's own states; leave it out, or take critic: separate"
+            raise BadInput(f"critic_from is where a separate critic begins; {told}")
 
     @property
     def head(self) -> Head:

@@ -49,6 +49,7 @@ def build(
     folder: Path,
 ) -> tuple[Setup, dict[str, Any]]:
     """Everything that training needs, and what its reference depends on, taken before any update."""
+    check_style(objective, settings)
     crew = launched(settings, folder)
     told = identity(mllm.to(dtype="float32"), settings, crew.device)
     set_seed(settings.seed + crew.process_index)
@@ -94,6 +95,16 @@ def build(
         },
     )
     return setup, told
+
+
+def check_style(objective: Objective, settings: Settings) -> None:
+    """Refuse what cannot be asked of replies that the model writes itself: they are in chat, and supervised token by token."""
+    for name, only in (("template", "chat"), ("label_mask", "clean")):
+        given = getattr(settings, name)
+        if objective.online and given != only:
+            called = type(objective).__module__.rpartition(".")[2]
+            told = f"learns from replies that the model writes itself, so {name} {given} is none for it"
+            raise BadInput(f"objective {called} {told}; use {only}")
 
 
 def _learner(mllm: MLLM, objective: Objective, settings: Settings) -> Scorer | Critic:
