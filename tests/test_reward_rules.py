@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +56,22 @@ DIGITS = [
     ("12th", 0),
     ("12 cm", 1),
     ("12cm", 0),
-    ("12%", 1),
+    ("12%", 0),
+    ("12.5%", 0),
+    ("half of it is 50%, so 12", 1),
+    ("It is not 12.", 0),
+    ("12 is wrong", 0),
+    ("not 13 but 12", 1),
+    ("12, not 13", 1),
+    ("12^3", 0),
+    ("10^12", 0),
+    ("10 ^ 12", 0),
+    ("10**12", 0),
+    ("12.0.1", 0),
+    ("13. Or 12.", 0),
+    ("13, 12", 0),
+    ("<answer>13, 12</answer>", 0),
+    ("12 12", 1),
     ("12 or 13", 0),
     ("13 or 12", 0),
     ("12/13", 0),
@@ -83,6 +99,11 @@ DIGITS = [
 @pytest.mark.parametrize(("reply", "earned"), DIGITS)
 def test_digits(reply: str, earned: float) -> None:
     assert digit.reward(reply, example("12")) == earned
+
+
+def test_a_percentage_is_right_where_one_is_asked_for() -> None:
+    assert digit.reward("12%", example("12%")) == digit.reward("12", example("12%")) == 1
+    assert digit.reward("12%", replace(example("12"), prompt="How many percent are red?")) == 1
 
 
 def test_a_number_that_is_none_is_unjudged() -> None:
@@ -131,10 +152,26 @@ CHOICES = [
     ("AB", 0),
     ("B B B", 1),
     ("not B", 0),
-    ("B is not right", 1),
+    ("B is not right", 0),
     ("neither A nor B", 0),
     ("vitamin B12", 0),
     ("B's", 0),
+    ("B is wrong.", 0),
+    ("B is incorrect", 0),
+    ("(B) is clearly incorrect", 0),
+    ("B isn't the right answer", 0),
+    ("It can't be B", 0),
+    ("It cant be B", 0),
+    ("Definitely not option B", 0),
+    ("It cannot be (B).", 0),
+    ("Anything but B", 0),
+    ("Everything except B", 0),
+    ("I doubt it's B", 0),
+    ("There is no doubt it's B", 1),
+    ("nothing but B", 1),
+    ("The answer is B. No wait, C.", 0),
+    ("The answer is B. No, it cannot be C.", 1),
+    ("The answer is B. There is no C.", 1),
     ("<answer>B</answer>", 1),
     ("<answer>A</answer><answer>B</answer>", 0),
     ("</answer>B", 1),
@@ -279,6 +316,8 @@ FORMATS = [
     ("<think><b>a</b></think><answer><i>b</i></answer>", 1),
     ("<think>a</think><answer></answer>", 0),
     ("<think>a</think><answer> \n </answer>", 0),
+    ("<think>a</think><answer>\u200b</answer>", 0),
+    ("<think>a</think><answer>?</answer>", 1),
     ("<answer>b</answer>", 0),
     ("<think>a</think>", 0),
     ("<think>a</think>b", 0),
@@ -327,6 +366,8 @@ ANSWERED = [
     ("<think>they want <answer>x</answer></think><answer>b</answer>", "b"),
     ("<think>they want <answer>x</answer>", "x"),
     ("<answer></answer>", ""),
+    ("<think>a</think><think><answer>b</answer>", None),
+    ("<think>a</think>the tag <b> and <answer>b</answer>", "b"),
     ("<answer>b", None),
     ("b</answer>", None),
     ("</answer>b<answer>", None),

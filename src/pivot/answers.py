@@ -3,19 +3,21 @@
 Reading never looks at the true answer: a reply is one guess, whoever asks. A reply that leaves it open ("red or blue") is none.
 
 - choice  one of `meta["choices"]`. Of yes and no, the first that is said decides. Of other choices the one that is named and
-          not denied ("not red"). A short answer may name only one. An explained one that names several must settle on one:
+          not denied ("not red", "red is wrong"). A short answer may name only one. An explained one that names several must settle on one:
           1. If it concludes ("so ...", "therefore ...", "the answer ..."), only that sentence counts.
           2. What follows "because" or "since" in a sentence is evidence and does not count.
           3. Where the question is what stands in front, the one counts that is said to ("red is in front of blue", "behind the red
              one"), whatever else is named.
           If several are left, the reply is open. Single letters must have their case, or every article would be an A.
 - number  the last number, in digits of any script or in words below a hundred. "one" counts only where no other number
-          stands, because it is a pronoun as well ("the red one"). Ordinals and digits inside words are no numbers.
+          stands, because it is a pronoun as well ("the red one"). Ordinals, digits inside words, powers and what is denied ("not 3") are no
+          numbers. A reply that is a bare list of several settles on none.
 - text    what stands after the last colon, else the last quoted part, else the last run of capitals and digits, else what
           follows the last "is", "says", "reach" and the like, else all of it. Compared without case, punctuation and extra space.
 - box     the first four numbers that stand together as a list, two points, four labelled sides or bare. Right from an overlap of a
           half on, which asks that both speak in the same coordinates.
-- maths   the last formula, as it is written: boxed, else between dollars or their like, else what the last sentence comes to.
+- maths   the last formula, as it is written: boxed, else between dollars or their like, else what the last sentence comes to. Of
+          two different boxes the last counts only if it concludes or takes back the one before.
           Whether two are equal is for the reward `maths`: it takes a library and a time limit.
 - open    all of it. How good it is, only a model can say.
 """
@@ -26,6 +28,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import NamedTuple, get_args
 
 from pivot.records import AnswerKind, BadInput, Example
@@ -40,13 +43,31 @@ class Mention(NamedTuple):
 
 
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-LEAVES_OPEN = re.compile(r"[\s,]*(?:\bor\b|/)(?:\s+(?:a|an|the|at|on|in|to|maybe|perhaps))*\s*", re.IGNORECASE)
+LEAVES_OPEN = re.compile(r"[\s,.;?!]*(?:\bor\b|/)(?:\s+(?:a|an|the|at|on|in|to|maybe|perhaps))*\s*", re.IGNORECASE)
 CONCLUSION = re.compile(
     r"(?:^|[,.:;!?\n—-]|\band) ?\bso\b(?!\s+(?:that|far|much|many))|\b(?:therefore|thus|hence|answer|conclusion)\b", re.IGNORECASE
 )
 EVIDENCE = re.compile(r"\b(?:because|since)\b[^.!?;\n]*", re.IGNORECASE)
 SENTENCE = re.compile(r"[^.!?;\n]*")
-DENIAL = re.compile(r"(?:\b(?:not|never|no|neither|nor|than|instead of)|n['’]t)(?:\s+(?:a|an|the|at|on|in|to))*\s*$", re.IGNORECASE)
+# Right before what it denies, and right behind it.
+DENIAL = re.compile(
+    r"(?:\b(?:not|never|no|neither|nor|than|instead of|cannot|cant|except|(?:any(?:thing|one)?|every(?:thing)?|all) but|rule[sd]? out)"
+    r"|n['’]t|(?<!no )(?<!not )(?<!t )(?<!a )(?<!any )(?<!without )(?<!beyond )\bdoubt(?: that)?(?: it(?:['’]s| is))?)"
+    r"(?:\s+(?:a|an|the|at|on|in|to|be|option|choice))*[\s(\[*\"'$]*$",
+    re.IGNORECASE,
+)
+RIGHT = r"(?:right|correct|true|it|the (?:right |correct )?(?:answer|one|choice|option))"
+DENIED = re.compile(
+    r"[\])*\"'.]?(?:\s(?!not\b|never\b)\w+)?\s(?:(?:is|was|are|were|seems|looks|(?:must|would|can|could) be)(?:\s\w+ly)?\s"
+    rf"(?:wrong|incorrect|false|untrue|impossible|not {RIGHT})"
+    rf"|(?:(?:is|was)n['’]t|can(?:not|['’]t) be|(?:could|would)n['’]t be) {RIGHT})\b",
+    re.IGNORECASE,
+)
+# What takes back what was said before it: "No, wait: B".
+TAKEN_BACK = re.compile(
+    r"[.,;:!?\n—-]\s{0,4}(?:oh,? |but )?(?:no|wait|actually|sorry|correction|hold on|scratch that|on second thought)\b", re.IGNORECASE
+)
+NO_IDEA = re.compile(r"\s(?:idea|doubt|clue|question|matter|problem|wonder)\b", re.IGNORECASE)  # a "no" that answers nothing
 
 
 def parse(reply: str, example: Example) -> str | None:
@@ -135,13 +156,13 @@ JOINED = re.compile(r"(?:\s+\w+)?[\s,]*(?:\b(?:or|and)\b|[/&])(?:\s+(?:a|an|the)
 def choice(reply: str, choices: Sequence[str], several: bool = True, question: str = "") -> str | None:
     """The choice that the reply settles on. `several`: it may name others on its way."""
     reply = unicodedata.normalize("NFKC", reply)
-    named = list(_named(reply, choices))
+    named = [m for m in _named(reply, choices) if not _denied(m, reply)]
     if {c.casefold() for c in choices} == {"yes", "no"}:
-        between = reply[named[0].end : named[1].start] if len(named) > 1 and named[0].value != named[1].value else ""
-        left_open = LEAVES_OPEN.fullmatch(between) or between.strip() in ("and", "&")
+        named = [m for m in named if not (m.value.casefold() == "no" and NO_IDEA.match(reply, m.end))]
+        other = next((m for m in named if m.value != named[0].value), None)
+        between = reply[named[0].end : other.start] if other else ""
+        left_open = LEAVES_OPEN.fullmatch(between) or between.strip() in ("and", "&") or TAKEN_BACK.search(between)
         return named[0].value if named and not left_open else None
-    # Slices keep the look-back short: a denial stands right before what it denies.
-    named = [m for m in named if not DENIAL.search(reply[max(0, m.start - 24) : m.start])]
     if several:
         named = _concluded(named, reply)
         if len({m.value for m in named}) > 1 and ASKS_FRONT.match(question):
@@ -149,13 +170,21 @@ def choice(reply: str, choices: Sequence[str], several: bool = True, question: s
     return named[0].value if len({m.value for m in named}) == 1 else None
 
 
+def _denied(mention: Mention, reply: str) -> bool:
+    """Whether it is only named to be denied: "not red", "anything but red", "red is wrong". Slices keep the look-back short."""
+    return bool(DENIAL.search(reply[max(0, mention.start - 40) : mention.start]) or DENIED.match(reply, mention.end))
+
+
 def _concluded(named: list[Mention], reply: str) -> list[Mention]:
-    """The mentions that count: those of the last conclusion, if there is one; none in evidence, unless there is nothing else."""
+    """The mentions that count: those of the last conclusion, if there is one, and of what takes it back; none in evidence, unless there
+    is nothing else."""
     start = max((m.end() for m in CONCLUSION.finditer(reply) if named and m.end() <= named[-1].start), default=0)
     if start:
         named = [m for m in named if m.start >= start]
         sentence = SENTENCE.match(reply, named[0].end)
-        named = [m for m in named if sentence and m.start < sentence.end()]
+        end = sentence.end() if sentence else start
+        back = TAKEN_BACK.search(reply, end)
+        named = [m for m in named if m.start < end or (back and m.start >= back.end())]
     stated = reply[:start] + EVIDENCE.sub(lambda found: " " * len(found[0]), reply[start:])
     return [m for m in named if stated[m.start] != " "] or named
 
@@ -201,10 +230,14 @@ TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 VALUES = {word: i for i, word in enumerate(UNITS.split())} | {word: 20 + 10 * i for i, word in enumerate(TENS.split())}
 # A minus is a sign only where nothing stands before it that it could be taken from.
 SIGN = r"(?<![\w)\]])(?<![\d)\]]\s)[-−]"
-DIGITS = rf"(?<![\w.])(?P<sign>{SIGN})?(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?!\w)"
+# No part of a power ("10^3") or of a version ("3.0.1").
+WHOLE = r"(?!\w|\s?\^|\*\*\d|\.\d)"
+DIGITS = rf"(?<![\w.^])(?<!\^\s)(?<!\w\*\*)(?P<sign>{SIGN})?(?P<digits>\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+){WHOLE}"
 SMALL, ROUND, UNIT = UNITS.replace(" ", "|"), TENS.replace(" ", "|"), "|".join(UNITS.split()[1:10])
 SPELT = rf"\b(?<!hundred )(?<!hundred and )(?:(?P<tens>{ROUND})(?:[-\s](?P<unit>{UNIT}))?|(?P<small>{SMALL}))\b(?!\s(?:hundred|thousand))"
 NUMBER = re.compile(f"{DIGITS}|{SPELT}", re.IGNORECASE)
+LISTS = re.compile(r"[,;]?\s+(?:(?:and|&)\s+)?|;")
+TAG = re.compile(r"</?\w{1,16}>")
 
 
 def number(reply: str) -> str | None:
@@ -217,8 +250,20 @@ def number(reply: str) -> str | None:
         else:
             value = Decimal(sum(VALUES[word.lower()] for word in (match["tens"], match["unit"], match["small"]) if word))
         found.append(Mention(_plain(value), match.start(), match.end()))
+    if _listed(found, reply):
+        return None
+    found = [m for m in found if not _denied(m, reply)]
     counted = [m for m in found if reply[m.start : m.end].lower() != "one"]
     return _last(counted or found, reply)
+
+
+def _listed(found: Sequence[Mention], reply: str) -> bool:
+    """Whether the reply is a bare list of different numbers, "4, 3", which settles on none. "1,2" is read as one who counts would."""
+    if len({m.value for m in found}) < 2:
+        return False
+    gaps = [reply[last.end : m.start] for last, m in pairwise(found)]
+    around = TAG.sub("", reply[: found[0].start]) + TAG.sub("", reply[found[-1].end :])
+    return not re.search(r"\w", around) and all(LISTS.fullmatch(gap) for gap in gaps)
 
 
 def _plain(value: Decimal) -> str:
@@ -342,7 +387,12 @@ WORDS = re.compile(r"(?<!\\)(?<!\\text\{)\b(?!(?:sqrt|sin|cos|tan|log|ln|exp|pi|
 
 def formula(reply: str) -> str | None:
     """The mathematics that the reply ends in, as it is written and without delimiters; None if two are left open or there is none."""
-    for found in (_boxed(reply), _delimited(reply)):
+    boxed = _boxed(reply)
+    if len({"".join(m.value.split()) for m in boxed}) > 1:
+        between = reply[boxed[-2].end : boxed[-1].start]
+        if not (TAKEN_BACK.search(between) or CONCLUSION.search(between)):
+            return None
+    for found in (boxed, _delimited(reply)):
         if found:
             return (_last(found, reply) or "").strip() or None
     sentences = [line.strip() for line in reply.splitlines() if line.strip()]

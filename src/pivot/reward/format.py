@@ -5,6 +5,7 @@ Found by searching for the tags, not with one expression: a reply of nothing but
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Literal
 
 from pivot import answers
@@ -29,22 +30,31 @@ def reward(reply: str, example: Example, *, think: bool = True, holds: Literal["
             return 0.0
         rest = rest.lstrip()
     inside = answered(rest)
-    if inside is None or not inside or THINK in rest or THOUGHT in rest:
+    if inside is None or not _says(inside) or THINK in rest or THOUGHT in rest:
         return 0.0
     if not (rest.startswith(ANSWER) and rest.endswith(ANSWERED)):
         return 0.0
     return float(holds == "text" or bool(answers.boxes(inside)))
 
 
+def _says(inside: str) -> bool:
+    """Whether anything in it can be seen: no space, and no sign without a shape of its own."""
+    return any(unicodedata.category(sign)[0] not in "CZ" for sign in inside)
+
+
 def answered(reply: str) -> str | None:
     """What stands in the answer block, or None if there is none or more than one.
 
-    A finished thought in front does not count: it may speak of tags. Of two answer blocks none is taken, or a reply could guess twice.
+    A finished thought in front does not count: it may speak of tags. What stands in a second, unfinished one is no answer.
+    Of two answer blocks none is taken, or a reply could guess twice.
     """
     head, closed, rest = reply.partition(THOUGHT)
-    if closed and head.lstrip().startswith(THINK):
+    thought = closed and head.lstrip().startswith(THINK)
+    if thought:
         reply = rest
     before, opened, inside = reply.partition(ANSWER)
+    if thought and before.rfind(THINK) > before.rfind(THOUGHT):
+        return None
     inside, closed, after = inside.partition(ANSWERED)
     if not opened or not closed or any(tag in part for part in (before, inside, after) for tag in (ANSWER, ANSWERED)):
         return None

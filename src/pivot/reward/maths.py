@@ -19,6 +19,7 @@ import unicodedata
 from contextlib import suppress
 from decimal import Decimal
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ PACKAGE = "math-verify"  # where a mixed reward meets mathematics without it, th
 UNSTARTED = f"{PACKAGE} does not start"
 START = 60.0  # seconds for the process to load sympy: 1 on an idle machine
 LONGEST = 400  # characters of a formula: longer ones are no answers, and take the parser seconds
+SIDES = 8  # of one equation
+LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
 DEEPEST = 6  # brackets inside brackets: 6 take the parser up to 0.6 seconds, 10 take it 3, 12 take it 8
 
 
@@ -44,7 +47,8 @@ def reward(reply: str, example: Example, *, seconds: Annotated[float, Field(gt=0
     if said is None or _too_much(said):
         return 0.0
     try:
-        found = _compared(latex(truth), latex(said), seconds)
+        holds = "=" in truth or _holds(latex(said), seconds)
+        found = _compared(latex(truth), latex(said), seconds) if holds is True else holds
     except Unstarted:
         return unjudged(UNSTARTED)
     return unjudged(found) if isinstance(found, str) else float(found)
@@ -52,6 +56,22 @@ def reward(reply: str, example: Example, *, seconds: Annotated[float, Field(gt=0
 
 class Unstarted(Exception):
     """There is no process to compare in. Raised past the cache, so that the same question is asked again."""
+
+
+def _holds(said: str, seconds: float) -> bool | str:
+    """False for an equation between different values ("4 = 3"), which is no answer; a string where that is not known.
+
+    A side with a letter in it has no value yet, so that "x = 3" holds.
+    """
+    sides = [side.strip() for side in said.split("=")]
+    if len(sides) > SIDES:
+        return False
+    for left, right in pairwise(sides):
+        if left and right and not LETTER.search(left) and not LETTER.search(right):
+            found = _compared(left, right, seconds)
+            if found is not True:
+                return found
+    return True
 
 
 def _too_much(formula: str) -> bool:
