@@ -15,7 +15,10 @@ from pivot import cli, recipe
 from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM
 from pivot.model.critic import save_head
+from pivot.objective.grpo import Objective as Grpo
 from pivot.records import BadInput
+from pivot.train import Rates, Settings
+from pivot.train.setup import build
 
 HOME = "paper/post-training/"
 FILES = [name for name in recipe.shipped() if name.startswith(HOME)]
@@ -171,6 +174,13 @@ def test_what_a_stage_would_trip_over_hours_later_is_said_at_once(
         assert cli.call([*given, *more]) == 2
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1, err
+
+
+def test_python_is_told_of_styles_as_recipes_are(tmp_path: Path) -> None:
+    grpo = Grpo(reward={"name": "answer"})
+    for style in ({"template": "plain"}, {"label_mask": "llava_next"}):
+        with pytest.raises(BadInput, match=r"objective grpo learns from replies that the model writes itself, so .* is none for it"):
+            build(MLLM.tiny(), grpo, recipe.read("world,size=2"), None, Settings(**style), Rates(tower=0, projector=0, llm=1e-3), tmp_path)
 
 
 # ---- end to end
