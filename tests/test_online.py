@@ -311,3 +311,13 @@ def test_rewards_are_told_how_a_reply_ended_and_how_long_it_is(shared_mllm: MLLM
     setup: Any = SimpleNamespace(judge=judge, mllm=shared_mllm, objective=grpo(max_new=4))
     _judge(setup, Data(pairs), [Written((0, 0), 1, [[7, 8], [7, 8, 9, 10]], [True, False], {})])
     assert [(reply.share, reply.finished) for reply in heard] == [(0.5, True), (1.0, False)]
+
+
+def test_the_limit_holds_for_prompt_and_reply(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    longest = max(len(shared_mllm.encode(replace(example, responses=())).trunks[0].span) for example in pairs[:4])
+    run(fresh(shared_mllm), grpo(reward=CHARACTERS, max_new=12), pairs[:4], tmp_path, limit=longest + 2)
+    assert max(curve(tmp_path, metric="completions/mean_length")) <= 4  # the shortest prompt leaves a little more room than two
+
+
+def test_a_reward_may_be_given_by_its_name() -> None:
+    assert GRPO(reward="answer").learns and GRPO(reward="answer").reward == {"name": "answer"}  # type: ignore[arg-type]

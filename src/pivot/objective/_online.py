@@ -16,7 +16,7 @@ from pivot.data.lazy import Lazy
 from pivot.objective import _contract
 from pivot.objective._contract import Logps, Metrics
 from pivot.records import BadInput, Example
-from pivot.reward._contract import Spec, needs
+from pivot.reward._contract import Spec, check, needs
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,7 @@ class Online(_contract.Objective):
     online: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reward", check(self.reward))  # from Python a name alone will do, too
         given = {"score": ("reward_model", self.reward_model), "ask": ("chat", self.chat)}
         for what in sorted(needs(self.reward)):
             name, value = given[what]

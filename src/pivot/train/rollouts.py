@@ -162,7 +162,7 @@ def _gathered(own: Sequence[Written]) -> list[Written]:
 @torch.no_grad()
 def _sampled(setup: Setup, group: Batches, rows: list[list[Row]], key: str) -> list[Written]:
     """Replies to this process' rows. All processes sample equally often: wrappers wait for each other."""
-    crew, sampling = setup.accelerator, _online(setup).sampling
+    crew, sampling = setup.accelerator, replace(_online(setup).sampling, longest=setup.settings.limit)
     mine = [
         ((b, n), row)
         for b, (batch, of) in enumerate(zip(group, rows, strict=True))
