@@ -15,7 +15,6 @@ import json
 import time
 from collections.abc import Callable
 from statistics import median
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
@@ -45,7 +44,7 @@ def prompt(mllm: MLLM, number: int) -> Row:
 def generate(scorer: Scorer, rows: list[Row]) -> list[Row]:
     """The rows with replies."""
     # There is no processor here, and so no end token.
-    with patch("pivot.model.score.formatting", lambda _: SimpleNamespace(tail=(-1,))):
+    with patch.object(Scorer, "_ends", lambda _: frozenset({-1})):
         given = send_to_device(collate(rows), scorer.model.device)
         found = scorer(given, sampling=STEP, draws=draws([row.id for row in rows], STEP))
     return [answered(row, ids) for row, ids in zip(rows, found.ids, strict=True)]
