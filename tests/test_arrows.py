@@ -53,7 +53,7 @@ SEES = {
     "base": set(),
     "recipes": set(),
     "pivot": set(),
-    "screen": FLOOR | {"chain"},
+    "screen": FLOOR | {"chain", "study.statistics"},
     "__main__": {"cli"},
 }
 # These may import everything, stages only inside functions; what they may import at once:

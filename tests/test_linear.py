@@ -195,7 +195,7 @@ def test_blocks_above_the_tap_are_not_read() -> None:
 def test_an_objects_feature_is_the_mean_of_its_own_tokens() -> None:
     encoder = Encoder.tiny("siglip")
     found = collect(SCENES[:3], [encoder.geometry])
-    rows = Probe().features(encoder, found, encoder.geometry)
+    rows = Probe().rows(encoder, found, encoder.geometry)
     tokens = encoder.features([example.images[0] for example in SCENES[:3]]).tokens
     for row, item in zip(rows, found.items, strict=True):
         thing = SCENES[item.image].truth.objects[int(item.id[-1])]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pivot.encoder import Encoder
     from pivot.model import MLLM
+    from pivot.objective._contract import Objective
 
 BASE = Path(__file__).parent / "base"  # the shipped MLLM
 FRESH = ("tiny", "blank")  # words for `init` that name a way to make an MLLM, not a place to load one from
@@ -230,13 +231,12 @@ class Work:
     def _train(self, stage: Stage, section: Post, objective: Mapping[str, Any], rates: recipes.Rates) -> list[Path]:
         from pivot.train import Rates, Settings, train
 
-        knobs = {key: value for key, value in objective.items() if key != "name"}
         folder = self.folder.path / stage.name
         mllm = self.entering(stage.kind)
         steady(mllm.model)
         for line in train(
             mllm,
-            lookup.find("objective", objective["name"])(**knobs),
+            _objective(objective),
             self.recipe.examples(section.data),
             Settings(**section.settings, seed=stage.seed),
             folder,
@@ -281,14 +281,34 @@ class Work:
             return MLLM.load(self.folder.post(stage.arm, stage.seed) / "model")
         return self.entering("post")
 
+    def _saliency(self, stage: Stage) -> list[Path]:
+        from pivot.train.saliency import write
+
+        use, arm = self.recipe.probes[stage.entry], self.recipe.arms[stage.arm]
+        assert arm.objective
+        probe = lookup.find("probe", use["use"])(**recipes.knobs(use))
+        mllm = self.entering("post").to(_device())
+        steady(mllm.model)
+        folder = self.folder.path / stage.name
+        objective = _objective(arm.objective)
+        for done, total in write(mllm, objective, self.recipe.examples(use["data"]), folder, arm=stage.arm, **probe.gradients):
+            self.tell(Event("progress", stage.name, {"done": done, "total": total}))
+        return [folder]
+
     def _probe(self, stage: Stage) -> list[Path]:
         from pivot.encoder import Encoder
 
         use = self.recipe.probes[stage.entry]
-        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
-        encoder = Encoder.load(self.folder.encoder(stage.arm, stage.seed)).to(_device())
-        steady(encoder.model)
-        found = list(lookup.find("probe", use["use"])(**knobs).run({stage.arm: encoder}, self.recipe.examples(use["data"])))
+        probe = lookup.find("probe", use["use"])(**recipes.knobs(use))
+        if probe.READS == "gradients":
+            found = list(probe.measured({stage.arm: self.folder.path / f"saliency-{stage.entry}" / stage.arm}))
+        else:
+            arms = [ORIGINAL, stage.arm] if probe.READS == "original" else [stage.arm]
+            places = {arm: self.folder.encoder(arm, stage.seed) for arm in arms}
+            encoders = {arm: Encoder.load(place).to(_device()) for arm, place in places.items()}
+            steady(encoders[stage.arm].model)
+            on = self.recipe.examples(use["on"]) if use["on"] else None
+            found = list(probe.run(encoders, self.recipe.examples(use["data"]), on))
         # Named as in the recipe, where names are unique: the same probe may be used twice.
         names = [stage.entry if len(found) == 1 else f"{stage.entry}-{one.name}" for one in found]
         kept = [replace(one, name=name, arm=stage.arm, seed=stage.seed) for one, name in zip(found, names, strict=True)]
@@ -298,12 +318,11 @@ class Work:
         from pivot.bench import run as ask
 
         use = self.recipe.bench[stage.entry]
-        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
         mllm = self._trained(stage).to(_device())
         steady(mllm.model)
         answers = self.folder.answers_file(stage.arm, stage.seed, stage.entry)
         found = ask.run(
-            lookup.find("bench", use["use"])(**knobs),
+            lookup.find("bench", use["use"])(**recipes.knobs(use)),
             ask.greedy(mllm),
             answers,
             examples=self.recipe.examples(use["data"]) if use["data"] else None,
@@ -318,6 +337,12 @@ class Work:
         from pivot.report import page
 
         return [page.write(self.folder)]
+
+
+def _objective(given: Mapping[str, Any]) -> Objective:
+    """An arm's objective."""
+    made: Objective = lookup.find("objective", given["name"])(**{key: value for key, value in given.items() if key != "name"})
+    return made
 
 
 def _device() -> torch.device:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
 from pivot.knobs import nearest
-from pivot.recipe import Recipe
+from pivot.recipe import Recipe, knobs
 from pivot.records import BadInput
 from pivot.rehearsal import READ, Reading, Rehearsal, Teaching
 from pivot.runfolder import RunFolder
@@ -106,13 +106,12 @@ class Sizes:
         if stage.kind == "pretrain" and self.recipe.pretrain:
             examples, _ = self.rehearsal.examples(self.recipe.pretrain["data"])
             return {"examples": examples, "steps": examples // self.recipe.pretrain["batch"], "parameters": self.parts["tower"]}
-        use = {"probe": self.recipe.probes, "bench": self.recipe.bench}.get(stage.kind, {}).get(stage.entry, {})
+        use = self.recipe.used(stage.kind, stage.entry)
         if use.get("data"):
             return {"examples": self.rehearsal.examples(use["data"])[0]}
         if stage.kind != "bench":
             return {}
-        knobs = {key: value for key, value in use.items() if key not in ("use", "data")}
-        return {"examples": len(lookup.find("bench", use["use"])(**knobs).examples())}  # its own items
+        return {"examples": len(lookup.find("bench", use["use"])(**knobs(use)).examples())}  # its own items
 
     def _training(self, teaching: Teaching) -> dict[str, Any]:
         """With the model as it would train."""

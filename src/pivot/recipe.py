@@ -26,10 +26,12 @@ from pivot.records import BadInput, Example
 from pivot.runfolder import ORIGINAL, RunFolder
 
 SHIPPED = Path(__file__).parent / "recipes"
+OF_DATA = {"probe": ("data", "on"), "bench": ("data",)}  # what of these may name data of the recipe; `on`: measured on those, others train
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
 FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to", "workers")}
 PARTS = {"init": ("encoder", "llm"), "encoder": ("init",), "llm": ("init",)}  # what a recipe begins with, and what can stand for it
 RECORD = re.compile(r"arms\.(.+)\.tried")  # and what it only says: this may be told afterwards
+MORE = ("data", "arms", "probes", "bench")  # sections to which a rerun may add: what was done stays as it was
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
 SETTINGS = "pivot.train.settings"
 NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and folders are called so
@@ -78,7 +80,7 @@ def _used(folder: str, name: str, inside: Any) -> dict[str, Any]:
             (name, "use") if named else (), f"{unknown}" if named else f"{unknown} (a name of your own needs use: MODULE)"
         ) from None
     try:
-        return fill(what, inside, own={"use": module, "data": None})
+        return fill(what, inside, own={"use": module, **dict.fromkeys(OF_DATA[folder])})
     except Wrong as wrong:
         raise Wrong((name, *wrong.place), wrong.message) from None
 
@@ -201,6 +203,8 @@ class Recipe(Section):
         for name, use in self.probes.items():  # a bench has items of its own
             if use["data"] is None:
                 raise Wrong(("probes", name, "data"), f"is missing; name one of the recipe's data: {', '.join(self.data) or 'none'}")
+            if use["on"] is not None and not lookup.find("probe", use["use"]).TESTS:
+                raise Wrong(("probes", name, "on"), f"probe {use['use']} has no items of its own to measure on; leave it out")
         for place, name in self._references():
             if name not in self.data:
                 raise Wrong(place, f"no data named '{name}'; {nearest(name, self.data)}")
@@ -214,12 +218,18 @@ class Recipe(Section):
             section: Post | None = getattr(self, stage)
             found += [((stage, key), getattr(section, key)) for key in ("data", "validation") if section and getattr(section, key)]
         uses = {"probes": self.probes, "bench": self.bench}
-        named = [((kind, name, "data"), use["data"]) for kind, section in uses.items() for name, use in section.items()]
+        named = [
+            ((kind, name, key), use.get(key)) for kind, section in uses.items() for name, use in section.items() for key in OF_DATA["probe"]
+        ]
         return found + [(place, data) for place, data in named if data is not None]
 
     def uses(self) -> set[str]:
         """Names of the data that its stages read."""
         return {name for _, name in self._references() if name in self.data}
+
+    def used(self, kind: str, entry: str) -> Mapping[str, Any]:
+        """The entry of `probes` or `bench` that a stage of that kind is about; nothing for other kinds."""
+        return {"probe": self.probes, "saliency": self.probes, "bench": self.bench}.get(kind, {}).get(entry, {})
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain values, every default filled in."""
@@ -228,6 +238,11 @@ class Recipe(Section):
     def examples(self, name: str) -> Sequence[Example]:
         """Read one of the recipe's data. None at all is a `BadInput`."""
         return _read(self.data[name], f"data.{name} of recipe '{self.name}'")
+
+
+def knobs(use: Mapping[str, Any]) -> dict[str, Any]:
+    """Of an entry of `probes` or `bench`, what its module takes."""
+    return {key: value for key, value in use.items() if key not in ("use", *OF_DATA["probe"])}
 
 
 _RECIPE, _DATA = TypeAdapter(Recipe), TypeAdapter(Data)
@@ -357,10 +372,17 @@ def freeze(recipe: Recipe, folder: RunFolder) -> None:
     before = folder.recipe_file.read_text(encoding="utf-8") if folder.recipe_file.exists() else None
     if before is not None and folder.started():
         frozen = validate(parse(before, str(folder.recipe_file)), str(folder.recipe_file))
-        changed = [key for key in differences(frozen.plain(), recipe.plain()) if key not in FREE and not RECORD.fullmatch(key)]
+        was, now = frozen.plain(), recipe.plain()
+        changed = [key for key in differences(was, now) if key not in FREE and not RECORD.fullmatch(key) and not _added(key, was, now)]
         if changed:
             raise BadInput(
                 f"{folder.path} was made with another recipe (changed: {', '.join(changed)}); give this one another out= or name="
             )
     if text != before:
         write_text(folder.recipe_file, text)
+
+
+def _added(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a key that differs is an entry of a section that only the later recipe has."""
+    section, _, name = key.partition(".")
+    return section in MORE and name in now.get(section, {}) and name not in was.get(section, {})

@@ -98,11 +98,28 @@ class Tap:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """One item as a picture: what a probe found on the patches of an image, to be drawn beside what it found for other arms.
+
+    `picture` is the part of the image that the encoder sees, as a data URI; `found` and `truth` are rows of patches: class numbers
+    where `names` says what they are called, else shares from 0 to 1.
+    """
+
+    id: str
+    picture: str
+    found: Sequence[Sequence[float]]
+    truth: Sequence[Sequence[float]]
+    says: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)  # class number -> name
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a probe or a bench found for one arm and seed.
 
     `items` holds per-item values of leaf metrics (metric -> item id -> value), from which intervals and paired differences
-    are computed; `parts` says which metrics are unweighted means of which others (a domain of its tasks).
+    are computed; `parts` says which metrics are unweighted means of which others (a domain of its tasks); `shown` are a few items as
+    pictures.
     """
 
     kind: Literal["probe", "bench"]
@@ -115,3 +132,4 @@ class Measurement:
     fingerprint: str = ""
     items: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    shown: Sequence[Shown] = ()

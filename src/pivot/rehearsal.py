@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
 from pivot.knobs import Wrong, fill
-from pivot.recipe import Arm, Post, Recipe
+from pivot.recipe import OF_DATA, Arm, Post, Recipe
 from pivot.records import BadInput, Example
 from pivot.stages import TRAINING, Stage
 
@@ -134,8 +134,9 @@ class Rehearsal:
                     self.reading(teaching, teaching.section.validation)
             elif stage.kind == "pretrain" and self.recipe.pretrain:
                 self.examples(self.recipe.pretrain["data"])
-            elif data := {"probe": self.recipe.probes, "bench": self.recipe.bench}.get(stage.kind, {}).get(stage.entry, {}).get("data"):
-                self.examples(data)
+            use = self.recipe.used(stage.kind, stage.entry)
+            for name in filter(None, map(use.get, OF_DATA["probe"])):
+                self.examples(name)
 
 
 def check_online(teaching: Teaching) -> None:

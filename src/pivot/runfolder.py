@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pivot.files import MANIFEST, OURS, disk, hash_file, hash_json, read_json, sweep, write_json
-from pivot.records import BadInput, Measurement
+from pivot.records import BadInput, Measurement, Shown
 
 ORIGINAL = "original"  # the arm that no post-training touches
 FACTS = {"name", "versions", "stages", "pinned"}  # of a manifest
@@ -67,7 +67,8 @@ class RunFolder:
     def write_measurement(self, found: Measurement) -> Path:
         """Keep one measurement as one file."""
         file = self.measurement_file(found.arm, found.seed, found.kind, found.name)
-        write_json(file, {field.name: getattr(found, field.name) for field in fields(found)})
+        stored = {field.name: getattr(found, field.name) for field in fields(found)}
+        write_json(file, {**stored, "shown": [vars(one) for one in found.shown]})
         return file
 
     def measurements(self) -> list[Measurement]:
@@ -77,7 +78,7 @@ class RunFolder:
             stored = read_json(file)
             try:
                 stored["metrics"] = {key: math.nan if value is None else value for key, value in stored["metrics"].items()}
-                found.append(Measurement(**stored))
+                found.append(Measurement(**{**stored, "shown": tuple(Shown(**one) for one in stored.get("shown", ()))}))
             except (TypeError, KeyError, AttributeError):
                 raise BadInput(f"not a measurement: {file}; delete it and run its stage again") from None
         return found

@@ -5,8 +5,9 @@ Nothing is shown of work under two seconds. This module composes; where text goe
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Self
 
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from pivot.chain import Event
     from pivot.records import Measurement
+    from pivot.study.statistics import Estimate
 
+Table = tuple[list[str], list[list[Any]]]  # its head and its rows
+Pairs = Sequence[tuple["Measurement", "Measurement", Mapping[str, "Estimate"]]]  # two measurements, and by how much the first is higher
 QUICK = 2.0  # seconds of work that need no bar
 PAUSE = 10.0  # seconds between lines where there is no terminal
 # Metrics worth a place beside the bar. Where the model writes its own responses, those from "reward" on; the loss says nothing there.
@@ -135,8 +139,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     )
 
 
-def scores(found: Sequence[Measurement]) -> list[tuple[list[str], list[list[Any]]]]:
-    """A table for each probe and bench: a row for each arm and seed, a column for each headline metric, in percent."""
+def scores(found: Sequence[Measurement]) -> list[Table]:
+    """A table for each probe and bench: a row for each arm and seed, a column for each headline metric; shares in percent."""
     tables = []
     for kind, name in dict.fromkeys((one.kind, one.name) for one in found):
         those = [one for one in found if (one.kind, one.name) == (kind, name)]
@@ -144,8 +148,23 @@ def scores(found: Sequence[Measurement]) -> list[tuple[list[str], list[list[Any]
         head = [f"{kind} {name}", *(column.removeprefix("domains/") for column in columns)]
         many = len({one.seed for one in those}) > 1
         names = [f"{one.arm} seed {one.seed}" if many else one.arm for one in those]
-        rows = [[arm, *(percent(one.metrics.get(column)) for column in columns)] for arm, one in zip(names, those, strict=True)]
+        scale = {column: _scale(one.metrics.get(column) for one in those) for column in columns}
+        rows = [[arm, *(score(one.metrics.get(key), scale[key]) for key in columns)] for arm, one in zip(names, those, strict=True)]
         tables.append((head, rows))
+    return tables
+
+
+def compared(pairs: Pairs) -> list[Table]:
+    """A table for each pair of measurements: a row for each headline metric, with the difference and its interval."""
+    tables = []
+    for a, b, of in pairs:
+        rows = []
+        for metric in (metric for metric in headline(a) if metric in of):
+            scale, one = _scale((a.metrics.get(metric), b.metrics.get(metric))), of[metric]
+            sure = None if one.low is None else f"[{score(one.low, scale, '+')}, {score(one.high, scale, '+')}]"
+            rows.append([metric, score(one.value, scale, "+"), sure])
+        if rows:
+            tables.append(([f"{a.kind} {a.name}: {a.arm} less {b.arm}", "difference", "95 % interval"], rows))
     return tables
 
 
@@ -154,6 +173,11 @@ def headline(one: Measurement) -> list[str]:
     return list(one.parts) or [metric for metric in one.metrics if "/" not in metric]
 
 
-def percent(value: float | None) -> str:
-    """A share as people read it."""
-    return "" if value is None else f"{100 * value:.1f}"
+def score(value: float | None, scale: int = 100, sign: str = "") -> str:
+    """A number as people read it: a share in percent."""
+    return "" if value is None else f"{100 * value:{sign}.1f}" if scale == 100 else f"{value:{sign}.3g}"
+
+
+def _scale(values: Iterable[float | None]) -> int:
+    """100 where all are shares."""
+    return 100 if all(value is None or math.isnan(value) or 0 <= value <= 1 for value in values) else 1

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Literal
 
+from pivot import lookup
 from pivot.knobs import nearest
 from pivot.recipe import Recipe
 from pivot.records import BadInput
 from pivot.runfolder import ORIGINAL
 
 TRAINING = ("pretrain", "align", "instruct", "post")
-Kind = Literal["pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"]
+Kind = Literal["pretrain", "align", "instruct", "post", "detach", "saliency", "probe", "bench", "report"]
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,46 @@ def stages(recipe: Recipe) -> list[Stage]:
 
 def _measuring(recipe: Recipe, arm: str, seed: int, model: tuple[str, ...]) -> list[Stage]:
     """What follows training for one arm and seed; `model` is the stage that its MLLM comes from."""
-    place = arm if arm == ORIGINAL else f"{arm}/seed-{seed}"
+    place = _place(arm, seed)
     # Built from parts, the original encoder is the one that was given: it waits for no stage but pretrain.
     of_encoder = model if recipe.init or arm != ORIGINAL else tuple(kind for kind in ("pretrain",) if recipe.pretrain)
     detach = Stage(f"encoder-{place}", "detach", of_encoder, arm, seed)
-    probes = [Stage(f"probe-{name}-{place}", "probe", (detach.name,), arm, seed, name) for name in recipe.probes]
+    probes = [stage for name, use in recipe.probes.items() for stage in _probing(recipe, name, use["use"], detach)]
     benches = [Stage(f"bench-{name}-{place}", "bench", model, arm, seed, name) for name in recipe.bench]
     return [detach, *probes, *benches]
+
+
+def _probing(recipe: Recipe, name: str, module: str, detach: Stage) -> list[Stage]:
+    """One probe of one arm and seed, with what has to be made for it first."""
+    arm, seed = detach.arm, detach.seed
+    place = _place(arm, seed)
+    probe = Stage(f"probe-{name}-{place}", "probe", (detach.name,), arm, seed, name)
+    match lookup.find("probe", module).READS:
+        case "encoder":
+            return [probe]
+        case "original":  # with which there is nothing to compare the original itself
+            return [] if arm == ORIGINAL else [replace(probe, needs=(_first(recipe), detach.name))]
+        case "gradients":  # of the arm's loss, at the weights that all arms begin with: the same for every seed
+            objective = recipe.arms[arm].objective
+            if not objective or lookup.find("objective", objective["name"]).online or seed != recipe.seeds[0]:
+                return []
+            before = tuple(kind for kind in TRAINING[:-1] if getattr(recipe, kind))[-1:]
+            made = Stage(f"saliency-{name}/{arm}", "saliency", before, arm, seed, name)
+            return [made, replace(probe, needs=(made.name,))]
+    raise AssertionError(module)
+
+
+def _first(recipe: Recipe) -> str:
+    """The stage that takes out the original encoder."""
+    if ORIGINAL not in recipe.arms:
+        raise BadInput(
+            f"probe compares with the encoder as it was, and recipe '{recipe.name}' has no arm for that; add arms.{ORIGINAL}={{}}"
+        )
+    return f"encoder-{ORIGINAL}"
+
+
+def _place(arm: str, seed: int) -> str:
+    return arm if arm == ORIGINAL else f"{arm}/seed-{seed}"
 
 
 def chosen(plan: Sequence[Stage], only: str) -> list[Stage]:

@@ -13,12 +13,13 @@ from pivot import __version__
 from pivot.files import to_json
 from pivot.progress import heard
 from pivot.records import BadInput
-from pivot.screen import Screen, scores, table, visible
+from pivot.screen import Pairs, Screen, compared, scores, table, visible
 
 if TYPE_CHECKING:
     import torch
 
     from pivot.records import Measurement
+    from pivot.study.statistics import Estimate
 
 app = typer.Typer(
     help="Let a language model teach a vision encoder, take it out again, and show what changed.",
@@ -77,16 +78,21 @@ def show(facts: Mapping[str, Any], json: bool, text: str) -> None:
     typer.echo((to_json(facts) if json else text).encode(errors="backslashreplace").decode())
 
 
-def results(found: Sequence[Measurement], page: Path | None, json: bool) -> None:
-    """The table that a run ends with, and where its page is."""
+def results(found: Sequence[Measurement], page: Path | None, json: bool, pairs: Pairs = ()) -> None:
+    """The tables that a run ends with, paired differences (a less b, by metric) among them, and where its page is."""
     if json:
         kept = [{"arm": m.arm, "seed": m.seed, "kind": m.kind, "name": m.name, "n": m.n, "metrics": m.metrics} for m in found]
-        typer.echo(to_json({"event": "results", "measurements": kept, "page": str(page) if page else None}))
+        apart = [{"a": a.arm, "b": b.arm, "kind": a.kind, "name": a.name, "differences": _told(of)} for a, b, of in pairs]
+        typer.echo(to_json({"event": "results", "measurements": kept, "pairs": apart, "page": str(page) if page else None}))
         return
-    for head, rows in scores(found):
+    for head, rows in [*scores(found), *compared(pairs)]:
         typer.echo("\n" + table(head, rows))
     if page and page.exists():
         typer.echo(f"\npage: {page}")
+
+
+def _told(of: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {metric: {"difference": one.value, "low": one.low, "high": one.high, "n": one.n} for metric, one in of.items()}
 
 
 def free(out: Path) -> None:

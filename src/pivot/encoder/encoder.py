@@ -5,6 +5,7 @@ Shapes: B images, T tokens, P patches (T without the prefix), D width, h x w the
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -185,6 +186,14 @@ class Encoder:
         if self.projector is not None:
             self.projector.to(device)
         return self
+
+    def cast(self, dtype: str) -> Self:
+        """The encoder with numbers of another kind, such as bfloat16: a copy, or itself where they are of that kind."""
+        kind = getattr(torch, dtype)
+        if self.model.dtype == kind:
+            return self
+        model, projector = copy.deepcopy((self.model, self.projector))
+        return replace(self, model=model.to(kind), projector=projector and projector.to(kind), inside=None)
 
     def pixels(self, images: Sequence[Picture]) -> torch.Tensor:
         """Images as this encoder's processor gives them: (B, 3, H, W)."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from pivot.files import hash_bytes, hash_json
 from pivot.pictures import fingerprint
+from pivot.probe._contract import Instrument
 from pivot.records import BadInput, Example, Measurement
 
 if TYPE_CHECKING:  # recipes read the knobs below without torch: what computes imports where it does
@@ -65,12 +66,11 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Instrument):
     """The linear probe and its knobs. `MAIN` are its headline metrics, all of them accuracies on test items."""
 
     MAIN: ClassVar = ("mean", "kind", "colour", "texture", "orientation", "class")
 
-    at: Literal["encoder", "projector"] = "encoder"
     # Those that the data lack are skipped.
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("kind", "colour", "texture", "orientation", "class")
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15  # shares of the groups; the rest is for training
@@ -78,8 +78,6 @@ class Probe:
     lowest: Annotated[float, Field(ge=-12, le=12)] = -6.0  # log10 of C
     highest: Annotated[float, Field(ge=-12, le=12)] = 6.0
     halvings: Annotated[int, Field(ge=0, le=20)] = 4  # from steps of two decades to an eighth of one
-    batch: Annotated[int, Field(ge=1)] = 64
-    seed: int = 0  # of the split
 
     def __post_init__(self) -> None:
         if self.validation + self.test >= 1:
@@ -87,7 +85,7 @@ class Probe:
         if self.lowest > self.highest:
             raise BadInput(f"lowest {self.lowest:g} is above highest {self.highest:g}; swap them")
 
-    def run(self, encoders: Mapping[str, Encoder], data: Sequence[Example]) -> Iterator[Measurement]:
+    def run(self, encoders: Mapping[str, Encoder], data: Sequence[Example], on: Sequence[Example] | None = None) -> Iterator[Measurement]:
         """One measurement per encoder, all on the same items and splits, so that they can be compared item by item."""
         geometries = {arm: encoder.geometry for arm, encoder in encoders.items()}
         found = collect(data, tuple(dict.fromkeys(geometries.values())))
@@ -100,23 +98,16 @@ class Probe:
                 f"probe linear: none of the targets {', '.join(self.targets)} has two classes in the data; it has {', '.join(has)}"
             )
         for arm, encoder in encoders.items():
-            features = self.features(encoder, found, geometries[arm])
+            features = self.rows(encoder, found, geometries[arm])
             yield self._measure(arm, encoder, found, split, labels, features)
 
-    def features(self, encoder: Encoder, found: Items, geometry: Geometry) -> torch.Tensor:
-        """(items, D), from the cache where they are in it."""
+    def rows(self, encoder: Encoder, found: Items, geometry: Geometry) -> torch.Tensor:
+        """(items, D)."""
         import torch
 
-        from pivot.encoder.features import cached
-
         if found.regions is None:
-            rows = cached(encoder, found.images, "pooled", at=self.at, batch=self.batch)
-        else:
-            rows = cached(encoder, found.images, "regions", at=self.at, regions=found.regions[geometry], batch=self.batch)
-        features = torch.from_numpy(np.array(rows))
-        if not torch.isfinite(features).all():
-            raise BadInput("probe linear: features are not finite; the encoder's weights below the tap are broken")
-        return features
+            return torch.from_numpy(np.array(self.features(encoder, found.images, "pooled")))
+        return torch.from_numpy(np.array(self.features(encoder, found.images, "regions", regions=found.regions[geometry])))
 
     def split(self, items: Sequence[Item]) -> Split:
         """Whole groups, in an order that only their names and the seed decide."""
@@ -158,7 +149,7 @@ class Probe:
         marks = [[item.id, item.group, dict(item.labels)] for item in found.items]
         return Measurement(
             kind="probe",
-            name="linear" if self.at == "encoder" else f"linear-{self.at}",
+            name=f"linear{self.place}",
             metrics=metrics,
             n=len({i for target in labels for i in split.test if labels[target][i] is not None}),
             unit="image" if found.regions is None else "object",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pivot.files import read_json, read_jsonl
 from pivot.plain import parse
-from pivot.records import BadInput, Measurement
+from pivot.records import BadInput, Measurement, Shown
 from pivot.runfolder import ORIGINAL, RunFolder
 
 Facts = dict[str, Any]
@@ -172,6 +172,7 @@ def _measurement(file: Path) -> Measurement:
         stored["metrics"] = _numbers(stored["metrics"])
         stored["items"] = {leaf: _numbers(values) for leaf, values in stored["items"].items()}
         stored["parts"] = {metric: [str(part) for part in parts] for metric, parts in stored["parts"].items()}
+        stored["shown"] = tuple(Shown(**one) for one in stored.get("shown") or ())
         return Measurement(**stored)
     except (TypeError, ValueError, AttributeError) as why:
         raise BadInput(f"is no measurement that this version knows ({why}); delete it and run its stage again") from None

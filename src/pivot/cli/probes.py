@@ -1,0 +1,129 @@
+"""Verbs that measure encoders: probe linear."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pivot.cli.app import HELDOUT, Json, Source, device, probe, results
+from pivot.plain import override
+from pivot.records import BadInput
+
+if TYPE_CHECKING:
+    from pivot.encoder import Encoder
+    from pivot.records import Measurement
+
+Encoders = Annotated[list[str], typer.Argument(help="Detached encoders, MLLMs (their encoder is read), transformers folders, or hf:ID.")]
+On = Annotated[str | None, typer.Option("--on", metavar="READER,KEY=VALUE,...", help="Measure on these; all of --data then train.")]
+At = Annotated[str, typer.Option(help="Where to read: 'encoder', at its tap, or 'projector', behind that.")]
+Precision = Annotated[str, typer.Option(help="Of the encoder: fp32 or bf16.")]
+Batch = Annotated[int, typer.Option(help="Images at a time.")]
+Knobs = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any other knob, as in a recipe; again for more.")]
+Out = Annotated[Path | None, typer.Option(help="A run folder to keep the measurements in; `pivot report` reads it.")]
+
+
+@probe.command("linear")
+def probe_linear(
+    encoders: Encoders,
+    source: Source = HELDOUT,
+    on: On = None,
+    at: At = "encoder",
+    targets: Annotated[str | None, typer.Option(metavar="NAME,...", help="Which labels; by default all that the data have.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of images that choose C.")] = None,
+    test: Annotated[float | None, typer.Option(help="Share of images that are measured on; the rest trains.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    precision: Precision = "fp32",
+    batch: Batch = 64,
+    knobs: Knobs = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """What a linear classifier reads out of encoders' features."""
+    listed = targets.replace(" ", "").split(",") if targets else None
+    given = {"targets": listed, "validation": validation, "test": test}
+    common = {"at": at, "seed": seed, "precision": precision, "batch": batch}
+    _measure("linear", encoders, source, on, {**common, **given}, knobs, out, json)
+
+
+def _measure(
+    name: str,
+    encoders: Sequence[str],
+    source: str,
+    on: str | None,
+    given: Mapping[str, Any],
+    knobs: Sequence[str] | None,
+    out: Path | None,
+    json: bool,
+) -> None:
+    """Put encoders to a probe, show what it found of each and how they differ, and keep it if `out` says where.
+
+    Of the knobs, those that were not given (None) are the probe's own defaults.
+    """
+    from pivot.recipe import instrument, read
+
+    arms = _arms(encoders)
+    said = {key: value for key, value in given.items() if value is not None}
+    made = instrument("probe", name, **said, **_knobs(knobs, said))
+    if on and not made.TESTS:
+        raise BadInput(f"--on {on}: probe {name} has no items of its own to measure on; leave it out")
+    examples, tested = read(source), read(on) if on else None
+    from pivot.chain import steady
+
+    opened = {arm: _open(encoder).to(device()) for arm, encoder in arms.items()}
+    steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))
+    _kept(list(made.run(opened, examples, tested)), out, json)
+
+
+def _kept(found: Sequence[Measurement], out: Path | None, json: bool) -> None:
+    """Show measurements and their paired differences; write each to a file of its own."""
+    if out:
+        from pivot.runfolder import RunFolder
+
+        folder = RunFolder(out)
+        with folder.alone():
+            for one in found:
+                folder.write_measurement(replace(one, arm=_label(one.arm)))
+            if not folder.manifest():
+                folder.note(name=out.name)
+    from pivot.study.statistics import differences
+
+    pairs = [(b, a, differences([b], [a])) for a, b in combinations(found, 2) if a.name == b.name]
+    results(found, None, json, pairs)
+
+
+def _arms(encoders: Sequence[str]) -> dict[str, str]:
+    """A name for each encoder: as it was given. Two of one name, or that files would call the same, are a `BadInput`."""
+    taken: dict[str, str] = {}
+    for name in encoders:
+        if (other := taken.setdefault(_label(name), name)) is not name:
+            raise BadInput(f"'{name}' and '{other}' would have one name in files and tables; give each encoder once")
+    return {name: name for name in encoders}
+
+
+def _label(name: str) -> str:
+    """What files call an encoder."""
+    return re.sub(r"[^\w.+]+", "_", name).strip("_.") or "encoder"
+
+
+def _knobs(given: Sequence[str] | None, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """Knobs without an option of their own."""
+    found: dict[str, Any] = {}
+    for one in given or ():
+        found = override(found, one)
+    if twice := sorted(set(found) & set(beside)):
+        raise BadInput(f"--set {twice[0]}=...: there is an option for that; give --{twice[0].replace('_', '-')}")
+    return found
+
+
+def _open(name: str) -> Encoder:
+    """An encoder, or the one in an MLLM of that name; the LLM is let go."""
+    from pivot.encoder import Encoder
+    from pivot.model.mllm import MLLM, holds_mllm
+
+    return replace(MLLM.load(name).detach(), inside=None) if holds_mllm(name) else Encoder.load(name)

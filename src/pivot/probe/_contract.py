@@ -1,0 +1,64 @@
+"""What every probe is: frozen weights in, measurements out, one per encoder, all of them on the same items.
+
+A module of this folder exports a dataclass `Probe`, whose fields are its knobs. What computes is imported where it does: recipes read
+the knobs without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pivot.records import BadInput, Example, Measurement
+
+if TYPE_CHECKING:
+    from pivot.encoder import Encoder
+    from pivot.records import Picture
+
+Reads = Literal["encoder", "original", "gradients"]
+Regions = Sequence[np.ndarray]
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Instrument:
+    """What all of them take. `READS` says what a run hands to `run`: an arm's encoder; the original one first and then the arm's;
+    or files of gradients, which stage saliency wrote (then there is no encoder, and data are not asked for either).
+
+    `MAIN` are the headline metrics. `TESTS`: whether a set of its own may be given to measure on (`on`), so that all of the data train.
+    """
+
+    MAIN: ClassVar[tuple[str, ...]] = ()
+    READS: ClassVar[Reads] = "encoder"
+    TESTS: ClassVar[bool] = False
+
+    at: Literal["encoder", "projector"] = "encoder"
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder; what is made of its features is not
+    batch: Annotated[int, Field(ge=1)] = 64
+    seed: Annotated[int, Field(ge=0)] = 0  # of splits and of heads
+
+    def run(self, encoders: Mapping[str, Encoder], data: Sequence[Example], on: Sequence[Example] | None = None) -> Iterator[Measurement]:
+        """One measurement per encoder; `arm` is the encoder's key, and items have the same names in all of them."""
+        raise NotImplementedError
+
+    def features(self, encoder: Encoder, images: Sequence[Picture], keep: Literal["pooled", "tokens", "regions"], **how: Any) -> np.ndarray:
+        """An encoder's features, memory-mapped and float32, from the cache where they are in it. What is not finite is a `BadInput`."""
+        from pivot.encoder.features import cached
+
+        rows = cached(self.prepared(encoder), images, keep, at=self.at, batch=self.batch, **how)
+        if not all(np.isfinite(rows[start : start + 1024]).all() for start in range(0, len(rows), 1024)):
+            raise BadInput("features are not finite; the encoder's weights below the tap are broken, or do not bear this precision")
+        return rows
+
+    def prepared(self, encoder: Encoder) -> Encoder:
+        """The encoder at the precision that is asked for."""
+        return encoder.cast(DTYPES[self.precision])
+
+    @property
+    def place(self) -> str:
+        """Behind a measurement's name: where features were read, if not at the tap."""
+        return "" if self.at == "encoder" else f"-{self.at}"
