@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar, overload
 
 from pivot.files import hash_json
@@ -31,6 +32,16 @@ class Lazy(Sequence[T_co]):
         if not -size <= index < size:
             raise IndexError(index)
         return self.one(index % size)
+
+
+@dataclass(frozen=True)
+class View(Lazy[Example]):
+    """Examples, each changed as `one` says."""
+
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.examples)
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
-from pivot.data.lazy import Lazy
+from pivot.data.lazy import View
 from pivot.records import BadInput, Example, Role
 
 if TYPE_CHECKING:
@@ -160,14 +160,10 @@ def pair_metrics(logps: Logps, chosen: Tensor, rejected: Tensor, counts: Counts)
 
 
 @dataclass(frozen=True)
-class Picked(Lazy[Example]):
+class Picked(View):
     """A view of examples with one response of each role, the first one, and no others."""
 
-    examples: Sequence[Example]
     roles: tuple[Role, ...]
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def one(self, index: int) -> Example:
         example = self.examples[index]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from pivot.data.lazy import Lazy
+from pivot.data.lazy import View
 from pivot.objective import _contract
 from pivot.objective._contract import Logps, Metrics
 from pivot.records import BadInput, Example
@@ -36,13 +36,8 @@ class Rollouts:
 
 
 @dataclass(frozen=True)
-class Prompts(Lazy[Example]):
+class Prompts(View):
     """A view of examples without their responses."""
-
-    examples: Sequence[Example]
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def one(self, index: int) -> Example:
         return replace(self.examples[index], responses=())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from pivot.data.lazy import Lazy
+from pivot.data.lazy import View
 from pivot.objective._contract import Logps
 from pivot.pictures import named, picture
 from pivot.records import BadInput, Example
@@ -90,13 +90,8 @@ class Cropped:
 
 
 @dataclass(frozen=True)
-class Damaged(Lazy[Example]):
+class Damaged(View):
     """A view of pairs with one more response: the chosen one's words, to crops of the pictures that it is about."""
-
-    examples: Sequence[Example]
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def one(self, index: int) -> Example:
         example = self.examples[index]
@@ -113,13 +108,8 @@ class Damaged(Lazy[Example]):
 
 
 @dataclass(frozen=True)
-class Astray(Lazy[Example]):
+class Astray(View):
     """A view of pairs with one more response, to something else: of the next row, the chosen and the rejected one in turn."""
-
-    examples: Sequence[Example]
-
-    def __len__(self) -> int:
-        return len(self.examples)
 
     def one(self, index: int) -> Example:
         example = self.examples[index]
