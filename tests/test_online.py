@@ -96,6 +96,12 @@ def test_a_rollout_is_gone_through_as_often_as_asked(shared_mllm: MLLM, pairs: l
     assert facts["ids_sha256"] == read_json(tmp_path / "sft" / "ledger.json")["ids_sha256"]  # passes read nothing new
 
 
+def test_one_update_alone_is_proof_enough(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    """A critic's head begins at zero, so that nothing below it has a gradient in the first update."""
+    run(fresh(shared_mllm), ppo(critic="separate"), pairs[:4], tmp_path, batch=4)
+    assert read_json(tmp_path / "ledger.json")["steps"] == 1
+
+
 @pytest.mark.parametrize(
     ("objective", "leave"),
     [(grpo(rollout=2, passes=2, kl=0.1, kl_target=0.01), (2, 3, 5, 8)), (ppo(rollout=2), (4, 7)), (ppo(critic="detached"), (3,))],

@@ -176,6 +176,16 @@ def test_what_a_stage_would_trip_over_hours_later_is_said_at_once(
         assert says in err and err.count("\n") == 1, err
 
 
+def test_a_key_that_is_not_there_is_missed_before_anything_trains(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan is often made elsewhere, without it."""
+    name, chat = "grpo-vlm-r1", f"{CHAT}={{url: 'https://host/v1', model: m, key: PIVOT_TEST_NO_SUCH_KEY}}"
+    given = ["run", HOME + name, *changes(HOME + name, "world,size=4", judge), "arms.grpo.objective.reward={name: judge}", chat]
+    assert cli.call([*given, "--plan"]) == 0
+    assert cli.call([*given, f"out={tmp_path / 'run'}"]) == 2
+    assert "PIVOT_TEST_NO_SUCH_KEY, which is not set" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("post-*"))
+
+
 def test_python_is_told_of_styles_as_recipes_are(tmp_path: Path) -> None:
     grpo = Grpo(reward={"name": "answer"})
     for style in ({"template": "plain"}, {"label_mask": "llava_next"}):

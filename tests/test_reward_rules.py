@@ -364,7 +364,7 @@ ANSWERED = [
     ("so <answer> b </answer>.", "b"),
     ("<think>a</think><answer>b</answer>", "b"),
     ("<think>they want <answer>x</answer></think><answer>b</answer>", "b"),
-    ("<think>they want <answer>x</answer>", "x"),
+    ("<think>they want <answer>x</answer>", None),
     ("<answer></answer>", ""),
     ("<think>a</think><think><answer>b</answer>", None),
     ("<think>a</think>the tag <b> and <answer>b</answer>", "b"),

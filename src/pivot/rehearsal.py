@@ -125,6 +125,10 @@ class Rehearsal:
             if stage.kind in TRAINING and stage.kind != "pretrain":
                 teaching = Teaching.of(self.recipe, stage)
                 self.reading(teaching)
+                if knobs := getattr(teaching.made, "chat", None):
+                    from pivot.chat import Chat
+
+                    Chat(**knobs)  # a plan is made where the key need not be; a run needs it
                 if teaching.settings.lora:
                     from pivot.train import Rates
                     from pivot.train.parts import asked as adapters_asked

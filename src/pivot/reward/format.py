@@ -45,11 +45,14 @@ def _says(inside: str) -> bool:
 def answered(reply: str) -> str | None:
     """What stands in the answer block, or None if there is none or more than one.
 
-    A finished thought in front does not count: it may speak of tags. What stands in a second, unfinished one is no answer.
+    A finished thought in front does not count: it may speak of tags. What stands in an unfinished one is no answer.
     Of two answer blocks none is taken, or a reply could guess twice.
     """
     head, closed, rest = reply.partition(THOUGHT)
-    thought = closed and head.lstrip().startswith(THINK)
+    thinks = head.lstrip().startswith(THINK)
+    if thinks and not closed:
+        return None
+    thought = thinks and closed
     if thought:
         reply = rest
     before, opened, inside = reply.partition(ANSWER)
