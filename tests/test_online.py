@@ -98,7 +98,7 @@ def test_a_rollout_is_gone_through_as_often_as_asked(shared_mllm: MLLM, pairs: l
 
 def test_one_update_alone_is_proof_enough(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
     """A critic's head begins at zero, so that nothing below it has a gradient in the first update."""
-    run(fresh(shared_mllm), ppo(critic="separate"), pairs[:4], tmp_path, batch=4, epochs=1)
+    run(fresh(shared_mllm), ppo(critic="separate", passes=1), pairs[:4], tmp_path, batch=4, epochs=1)
     assert read_json(tmp_path / "ledger.json")["steps"] == 1
 
 
