@@ -77,7 +77,8 @@ def _measure(
 
     opened = {arm: _open(encoder).to(device()) for arm, encoder in arms.items()}
     steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))
-    _kept(list(made.run(opened, examples, tested)), out, json)
+    found = list(made.run(opened, examples, tested))
+    _kept([replace(one, seed=made.seed) for one in found], out, json)
 
 
 def _kept(found: Sequence[Measurement], out: Path | None, json: bool) -> None:
