@@ -209,12 +209,13 @@ class Encoder:
         hidden = self.hidden(pixel_values)
         tokens = hidden[:, self.tap.prefix :]
         if at == "projector":
-            tokens = self._project(tokens)
+            tokens = self.project(tokens)
         elif at != "encoder":
             raise BadInput(f"features at '{at}': choose encoder or projector")
         return tokens, hidden[:, 0] if self.tap.pooling == "class" else tokens.mean(dim=1)
 
-    def _project(self, tokens: torch.Tensor) -> torch.Tensor:
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Patch tokens (B, P, D) as they come out of the projector. Without one that they pass through it is a `BadInput`."""
         if self.projector is None:
             raise BadInput("features at 'projector': this encoder has no projector; use one that was detached from an MLLM, or 'encoder'")
         if self.tap.pooling == "class":
@@ -226,7 +227,7 @@ class Encoder:
         waiting = iter(images)
         while chunk := list(itertools.islice(waiting, batch)):
             pixel_values = self.pixels(chunk)
-            with torch.no_grad(), _resting(self.model, self.projector):
+            with torch.no_grad(), resting(self.model, self.projector):
                 tokens, pooled = self.read(pixel_values, at)
             yield Features(tokens.float().cpu(), pooled.float().cpu(), self.grid)
 
@@ -284,7 +285,7 @@ class Encoder:
 
 
 @contextmanager
-def _resting(*modules: nn.Module | None) -> Iterator[None]:
+def resting(*modules: nn.Module | None) -> Iterator[None]:
     """Eval mode inside the block. A tower that is still part of a model in training goes back to it."""
     training = [module for module in modules if module is not None and module.training]
     for module in training:

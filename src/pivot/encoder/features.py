@@ -11,9 +11,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -48,28 +48,30 @@ def cached(
     """
     if (keep == "regions") != (regions is not None):
         raise ValueError("keep='regions' and regions= go together")
-    entry = cache_folder() / "features" / _key(encoder, images, keep, at, regions)
+    facts = [encoder.fingerprint(), fingerprint(images), keep, at, _hash(regions), encoder.model.device.type]
+    return kept(facts, _count(images, regions), lambda: _rows(encoder.stream(images, at, batch), keep, regions))
+
+
+def kept(facts: Sequence[Any], count: int, rows: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+    """A memory-mapped float32 array of `count` rows that follow from these facts: from the cache, or made part by part and kept there."""
+    libraries = [torch.__version__, transformers.__version__]
+    entry = cache_folder() / "features" / hash_json([*facts, libraries])
     if not entry.is_dir():
-        _compute(encoder, images, keep, at, regions, batch, entry)
+        _compute(entry, count, rows)
     return np.load(entry / VALUES_FILE, mmap_mode="r")
 
 
-def _key(encoder: Encoder, images: Sequence[Picture], keep: Keep, at: At, regions: Sequence[np.ndarray] | None) -> str:
-    weights = None
-    if regions is not None:
-        digest = hashlib.sha256()
-        for region in regions:
-            digest.update(f"{region.shape}".encode())
-            digest.update(np.ascontiguousarray(region, dtype=np.float32).tobytes())
-        weights = digest.hexdigest()
-    libraries = [torch.__version__, transformers.__version__]
-    facts = [encoder.fingerprint(), fingerprint(images), keep, at, weights, encoder.model.device.type, libraries]
-    return hash_json(facts)
+def _hash(regions: Sequence[np.ndarray] | None) -> str | None:
+    if regions is None:
+        return None
+    digest = hashlib.sha256()
+    for region in regions:
+        digest.update(f"{region.shape}".encode())
+        digest.update(np.ascontiguousarray(region, dtype=np.float32).tobytes())
+    return digest.hexdigest()
 
 
-def _compute(
-    encoder: Encoder, images: Sequence[Picture], keep: Keep, at: At, regions: Sequence[np.ndarray] | None, batch: int, entry: Path
-) -> None:
+def _compute(entry: Path, count: int, rows: Callable[[], Iterator[np.ndarray]]) -> None:
     with disk(entry):
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def _compute(
             ) from None
         try:
             with (unfinished / VALUES_FILE).open("wb") as file:
-                _write_array(file, _rows(encoder.stream(images, at, batch), keep, regions), _count(images, regions))
+                _write_array(file, rows(), count)
                 file.flush()
                 os.fsync(file.fileno())
             try:

@@ -271,13 +271,13 @@ def blocks_name(model: PreTrainedModel) -> str:
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm after the last block."""
-    row, path = family(model.config), _norm_name(model)
+    row, path = family(model.config), norm_name(model)
     if path is None:
         raise BadInput(f"a {row.name} has no final norm to apply; use a tap without")
     return model.get_submodule(path)
 
 
-def _norm_name(model: PreTrainedModel) -> str | None:
+def norm_name(model: PreTrainedModel) -> str | None:
     name, path = family(model.config).norm, blocks_name(model)
     names = [at for at, _ in model.named_modules() if at.rpartition(".")[2] == name and not at.startswith(f"{path}.")]
     return names[-1] if names else None  # the embeddings of some have a norm of the same name, before the blocks
@@ -291,7 +291,7 @@ def above(model: PreTrainedModel, tap: Tap) -> dict[str, nn.Module]:
     row, below = family(model.config), depth(model.config, tap)
     if row.layout == "joined":
         return cast("Any", model).above()
-    path, norm = blocks_name(model), None if tap.norm else _norm_name(model)
+    path, norm = blocks_name(model), None if tap.norm else norm_name(model)
     found: dict[str, nn.Module] = {f"{path}.{i}": block for i, block in enumerate(blocks(model)) if i >= below}
     for name, module in model.named_modules():
         inside = name.startswith(f"{path}.") or any(name.startswith(f"{other}.") for other in found)
