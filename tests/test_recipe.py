@@ -173,6 +173,20 @@ def test_a_run_folder_refuses_another_recipe_and_names_what_changed(small: str, 
         recipe.freeze(recipe.load(small, ["post.batch=2", "data.pairs.size=9", "post.micro=3"]), folder)
 
 
+def test_a_run_folder_takes_more_of_what_leaves_its_work_as_it_was(small: str, tmp_path: Path) -> None:
+    more = ["probes.again={use: linear, data: heldout}", "data.other={read: world, size: 4}", "seeds=[0, 5]", "arms.late={}"]
+    folder, longer = RunFolder(tmp_path / "run"), recipe.load(small, more)
+    recipe.freeze(recipe.load(small), folder)
+    folder.mark("report")
+    recipe.freeze(longer, folder)
+    assert recipe.load(str(folder.recipe_file)) == longer
+    for change, key in (("seeds=[5, 0]", "seeds"), ("probes.again.at=projector", r"probes\.again\.at"), ("post.batch=2", r"post\.batch")):
+        with pytest.raises(BadInput, match=rf"changed: {key}\)"):
+            recipe.freeze(recipe.load(small, [*more, change]), folder)
+    with pytest.raises(BadInput, match="changed: "):  # nothing is taken away
+        recipe.freeze(recipe.load(small), folder)
+
+
 def test_a_folder_where_nothing_was_done_takes_another_recipe(small: str, tmp_path: Path) -> None:
     folder, other = RunFolder(tmp_path / "run"), recipe.load(small, ["post.batch=2"])
     recipe.freeze(recipe.load(small), folder)

@@ -64,7 +64,8 @@ def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) 
             trains = stage.kind in TRAINING
             if (only and stage.name not in again) or not (trains or crew.main):
                 continue
-            done = crew.agreed(folder, stage.name) if trains else folder.done(stage.name)
+            # A recipe that has more now than when the report was written has more to report.
+            done = crew.agreed(folder, stage.name) if trains else folder.done(stage.name) and folder.read_by(stage.name) >= set(stage.needs)
             if done and not only:
                 tell(Event("skip", stage.name, folder.facts(stage.name)))
                 continue

@@ -383,6 +383,8 @@ def freeze(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _added(key: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a key that differs is an entry of a section that only the later recipe has."""
+    """Whether what differs was only added: an entry of a section that takes more, or seeds behind those that there were."""
+    if key == "seeds":
+        return bool(now[key][: len(was[key])] == was[key])
     section, _, name = key.partition(".")
     return section in MORE and name in now.get(section, {}) and name not in was.get(section, {})

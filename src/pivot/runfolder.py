@@ -125,6 +125,10 @@ class RunFolder:
         paths = {self.path / name: seen for name, seen in mark["outputs"].items()}
         return all(path.exists() and hash_file(path) == seen for path, seen in paths.items())
 
+    def read_by(self, stage: str) -> set[str]:
+        """The stages that a finished one read from."""
+        return set(self.manifest().get("stages", {}).get(stage, {}).get("needs", ()))
+
     def facts(self, stage: str) -> dict[str, Any]:
         """What was noted when the stage finished, {} if it has not."""
         return self.manifest().get("stages", {}).get(stage, {}).get("facts", {})
