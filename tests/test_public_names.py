@@ -51,6 +51,7 @@ VERBS = {
 READERS = {
     "strangers",
     "instructed",
+    "labelled",
     "captions",
     "classes",
     "llava",
