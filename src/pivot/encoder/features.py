@@ -116,10 +116,19 @@ def _write_array(file: BinaryIO, parts: Iterator[np.ndarray], count: int) -> Non
     for part in parts:
         if header is None:
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
+            _check_room(count * part[:1].size * 4)
             np.lib.format.write_array_header_1_0(file, header)
         file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
     if header is None:
         raise BadInput("features of no images; give at least one")
+
+
+def _check_room(size: int) -> None:
+    """Tokens of a big set take tens of gigabytes: better known now than hours later."""
+    free = shutil.disk_usage(cache_folder()).free
+    if size > free:
+        advice = "take fewer images (size=), or set PIVOT_CACHE to a folder on a larger disk"
+        raise BadInput(f"these features take {size / 1e9:,.1f} GB, and {cache_folder()} has {free / 1e9:,.1f} GB left; {advice}")
 
 
 def _sweep(folder: Path) -> None:
