@@ -22,7 +22,7 @@ from statistics import fmean
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from pivot.bench.run import greedy, run
+from pivot.bench.run import run, speaking
 from pivot.bench.world import Benchmark
 from pivot.data.world import read
 from pivot.files import read_json, read_jsonl, write_json, write_jsonl
@@ -73,8 +73,8 @@ def measure(mllm: MLLM, items: int, seed: int = 0) -> tuple[dict[str, dict[str, 
     """Per task and domain: accuracy with the picture, with a stranger's, and of text alone; and what the linear probe reads."""
     examples = list(read(split="test", size=items, seed=seed))
     with tempfile.TemporaryDirectory() as folder:
-        seen = run(Benchmark(), greedy(mllm), Path(folder) / "seen.jsonl", examples=examples, batch=128).metrics
-        shuffled = run(Benchmark(), greedy(mllm), Path(folder) / "shuffled.jsonl", examples=strangers(examples), batch=128).metrics
+        seen = run(Benchmark(), speaking(mllm), Path(folder) / "seen.jsonl", examples=examples, batch=128).metrics
+        shuffled = run(Benchmark(), speaking(mllm), Path(folder) / "shuffled.jsonl", examples=strangers(examples), batch=128).metrics
     text = blind(items)
     text |= {domain: fmean(text[task] for task in tasks) for domain, tasks in FAMILIES.items()}
     text["mean"] = fmean(text[domain] for domain in FAMILIES)

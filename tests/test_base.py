@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pivot.bench.run import greedy, run
+from pivot.bench.run import run, speaking
 from pivot.bench.world import Benchmark
 from pivot.data.world import read
 from pivot.files import read_json, read_jsonl
@@ -40,7 +40,7 @@ def test_it_opens_with_plain_transformers() -> None:
 def test_measured_anew_it_scores_what_the_evidence_says(evidence: dict, tmp_path: Path) -> None:
     """On 320 other items: the mean of 16 tasks of 20 items has a standard error of about 2 points; four of them are allowed."""
     examples = read(split="test", size=320, seed=77)
-    found = run(Benchmark(), greedy(MLLM.load("base")), tmp_path / "answers.jsonl", examples=examples, batch=64)
+    found = run(Benchmark(), speaking(MLLM.load("base")), tmp_path / "answers.jsonl", examples=examples, batch=64)
     assert abs(found.metrics["mean"] - evidence["accuracy"]["mean"]["seen"]) < 0.08
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pivot.bench import run as asking
-from pivot.bench.run import greedy, identity, keep, measure, run
+from pivot.bench.run import identity, keep, measure, run, speaking
 from pivot.bench.world import Benchmark
 from pivot.data import world
 from pivot.files import append_jsonl, read_jsonl, write_jsonl
@@ -216,7 +216,7 @@ def test_answers_are_kept_for_the_same_model_and_questions_and_never_overwritten
 ) -> None:
     """Asked again by the same name: the same replies are graded again, without asking; others stay where they are."""
     folder, asked, script = RunFolder(tmp_path), items[:8], Script(truths(items))
-    monkeypatch.setattr(asking, "greedy", lambda _: script)
+    monkeypatch.setattr(asking, "speaking", lambda *_: script)
     first = keep(Benchmark(), mllm, folder, "mine", asked)
     assert script.asked == 8 and first.metrics["mean"] == 1
     answers, before = folder.answers_file("mine", 0, "world"), folder.answers_file("mine", 0, "world").read_bytes()
@@ -241,7 +241,7 @@ def test_a_kill_between_answers_and_measurement_leaves_no_answers_without_a_make
     items: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mllm: MLLM
 ) -> None:
     folder, asked, script = RunFolder(tmp_path), items[:8], Script(truths(items))
-    monkeypatch.setattr(asking, "greedy", lambda _: script)
+    monkeypatch.setattr(asking, "speaking", lambda *_: script)
     answers, measured = folder.answers_file("mine", 0, "world"), folder.measurement_file("mine", 0, "bench", "world")
 
     def killed(file: Path, rows: Sequence[object]) -> None:
@@ -306,8 +306,20 @@ def test_a_model_answers_by_itself(items: list[Example], tmp_path: Path) -> None
     """With random weights it says nothing sensible, but the same each time, and every reply is kept and graded by the rules."""
     mllm = MLLM.tiny()
     asked = items[:6]
-    first = run(Benchmark(), greedy(mllm), tmp_path / "a.jsonl", examples=asked, batch=4)
-    assert first == run(Benchmark(), greedy(mllm), tmp_path / "b.jsonl", examples=asked, batch=4)
+    first = run(Benchmark(), speaking(mllm), tmp_path / "a.jsonl", examples=asked, batch=4)
+    assert first == run(Benchmark(), speaking(mllm), tmp_path / "b.jsonl", examples=asked, batch=4)
     rows = read_jsonl(tmp_path / "a.jsonl")
     assert [r["id"] for r in rows] == [e.id for e in asked] and any(r["reply"] for r in rows)
     assert [r["grade"] for r in rows] == [Benchmark().grade(r["reply"], e) for r, e in zip(rows, asked, strict=True)]
+
+
+def test_a_bench_with_a_temperature_draws_its_replies(items: list[Example], tmp_path: Path) -> None:
+    """By the item alone: whatever else is asked beside it. They are another model's answers to whoever looks for kept ones."""
+    mllm, asked, warm = MLLM.tiny(), items[:6], Benchmark(temperature=1.0)
+    for name, benchmark, batch in (("cold", Benchmark(), 6), ("warm", warm, 6), ("cut", warm, 2)):
+        run(benchmark, speaking(mllm, asking.temperature(benchmark)), tmp_path / f"{name}.jsonl", examples=asked, batch=batch)
+    said = {name: [row["reply"] for row in read_jsonl(tmp_path / f"{name}.jsonl")] for name in ("cold", "warm", "cut")}
+    assert said["warm"] == said["cut"] != said["cold"]
+    keep(warm, mllm, RunFolder(tmp_path / "run"), "mine", asked)
+    assert [row["reply"] for row in read_jsonl(RunFolder(tmp_path / "run").answers_file("mine", 0, "world"))] == said["warm"]
+    assert identity(mllm, 1.0) != identity(mllm) == identity(mllm, 0.0)

@@ -283,16 +283,18 @@ class Work:
         return self.entering("post")
 
     def _saliency(self, stage: Stage) -> list[Path]:
-        from pivot.train.saliency import write
+        from pivot.train import Settings
+        from pivot.train.saliency import How, write
 
         use, arm = self.recipe.probes[stage.entry], self.recipe.arms[stage.arm]
-        assert arm.objective
+        assert self.recipe.post and arm.objective
         probe = lookup.find("probe", use["use"])(**recipes.knobs(use))
         mllm = self.entering("post").to(_device())
         steady(mllm.model)
         folder = self.folder.path / stage.name
         objective = _objective(arm.objective)
-        for done, total in write(mllm, objective, self.recipe.examples(use["data"]), folder, arm=stage.arm, **probe.gradients):
+        examples, settings = self.recipe.examples(use["data"]), Settings(**self.recipe.post.settings)
+        for done, total in write(mllm, objective, examples, folder, How(**probe.gradients), arm=stage.arm, settings=settings):
             self.tell(Event("progress", stage.name, {"done": done, "total": total}))
         return [folder]
 
@@ -322,14 +324,16 @@ class Work:
         mllm = self._trained(stage).to(_device())
         steady(mllm.model)
         answers = self.folder.answers_file(stage.arm, stage.seed, stage.entry)
+        benchmark = lookup.find("bench", use["use"])(**recipes.knobs(use))
+        warmth = ask.temperature(benchmark)
         found = ask.run(
-            lookup.find("bench", use["use"])(**recipes.knobs(use)),
-            ask.greedy(mllm),
+            benchmark,
+            ask.speaking(mllm, warmth),
             answers,
             examples=self.recipe.examples(use["data"]) if use["data"] else None,
             arm=stage.arm,
             seed=stage.seed,
-            fingerprint=ask.identity(mllm),
+            fingerprint=ask.identity(mllm, warmth),
             progress=self._progress(stage),
         )
         return [self.folder.write_measurement(replace(found, name=stage.entry)), answers]

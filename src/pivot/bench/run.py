@@ -34,7 +34,7 @@ LONGEST = 48  # tokens a reply; the world's longest explained answer takes half 
 
 
 class Benchmark(Protocol):
-    """What a module of this folder exports."""
+    """What a module of this folder exports. One that has a `temperature` above 0 is answered by sampling."""
 
     def examples(self) -> Sequence[Example]:
         """The items, each with an answer."""
@@ -49,22 +49,28 @@ class Benchmark(Protocol):
         """0 to 1."""
 
 
-def greedy(mllm: MLLM) -> Replier:
-    """The model's own answers, without sampling."""
+def speaking(mllm: MLLM, temperature: float = 0.0) -> Replier:
+    """The model's own answers: greedy, or one sampled by the item's id, with the same draws for every model."""
     from pivot.model.sample import reply  # here, so that measuring kept answers again needs no torch
 
-    return lambda examples: reply(mllm, examples, max_new=LONGEST, batch=len(examples))
+    return lambda examples: reply(mllm, examples, max_new=LONGEST, batch=len(examples), temperature=temperature)
 
 
-def identity(mllm: MLLM) -> str:
-    """A hash of all that decides greedy replies besides the question and its pictures: weights, config, tokens, template, processor."""
+def identity(mllm: MLLM, temperature: float = 0.0) -> str:
+    """A hash of all that decides replies besides the question and its pictures: weights, config, tokens, template, processor."""
     passing = {"transformers_version", "_name_or_path", "architectures"}
     config = {key: str(value) for key, value in mllm.model.config.to_dict().items() if key not in passing}
     processor, backend = mllm.processor, getattr(mllm.processor.tokenizer, "backend_tokenizer", None)
     tokenizer = json.loads(backend.to_str()) if backend else processor.tokenizer.get_vocab()
     kept = {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")}  # left behind by earlier calls
     seeing = {key: str(value) for key, value in processor.to_dict().items()}
-    return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST, *mllm.code])
+    sampled = [temperature] if temperature else []
+    return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST, *mllm.code, *sampled])
+
+
+def temperature(benchmark: Benchmark) -> float:
+    """How its items are answered: 0 for the likeliest words."""
+    return float(getattr(benchmark, "temperature", 0.0))
 
 
 def run(
@@ -118,8 +124,9 @@ def keep(
     What the same model was asked there before is graded anew, not asked. Answers of another model or to other questions are a
     `BadInput`: they are not overwritten.
     """
-    name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm)
-    file, reply = folder.answers_file(arm, 0, name), greedy(mllm)
+    warmth = temperature(benchmark)
+    name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm, warmth)
+    file, reply = folder.answers_file(arm, 0, name), speaking(mllm, warmth)
     measured = folder.measurement_file(arm, 0, "bench", name)
     # The measurement is written first and names the model: answers without one, or a measurement of another, are someone else's.
     known = measured.exists() and read_json(measured).get("fingerprint") == mark

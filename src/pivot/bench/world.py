@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from pivot import answers
 from pivot.data import world
@@ -14,7 +17,12 @@ SIZE = 640  # forty items a task; a share of right answers is then known to abou
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Questions about drawn scenes. Prompts stand as the world wrote them: half ask for a short answer, half for an explained one."""
+    """Questions about drawn scenes. Prompts stand as the world wrote them: half ask for a short answer, half for an explained one.
+
+    `temperature`: 0 for greedy replies; above it, one reply an item is drawn, as training by reinforcement draws many.
+    """
+
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
     def examples(self) -> Sequence[Example]:
         """The items asked when a run names no data of its own."""
