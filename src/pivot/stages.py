@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from typing import Literal
+from typing import Any, Literal
 
 from pivot import lookup
 from pivot.knobs import nearest
@@ -75,12 +75,18 @@ def _probing(recipe: Recipe, name: str, module: str, detach: Stage) -> list[Stag
             return [] if arm == ORIGINAL else [replace(probe, needs=(_first(recipe), detach.name))]
         case "gradients":  # of the arm's loss, at the weights that all arms begin with: the same for every seed
             objective = recipe.arms[arm].objective
-            if not objective or lookup.find("objective", objective["name"]).online or seed != recipe.seeds[0]:
+            if not objective or not _alone(objective) or seed != recipe.seeds[0]:
                 return []
             before = tuple(kind for kind in TRAINING[:-1] if getattr(recipe, kind))[-1:]
             made = Stage(f"saliency-{name}/{arm}", "saliency", before, arm, seed, name)
             return [made, replace(probe, needs=(made.name,))]
     raise AssertionError(module)
+
+
+def _alone(objective: Mapping[str, Any]) -> bool:
+    """Whether a row of data has a loss of its own under an arm's objective."""
+    made = lookup.find("objective", objective["name"])(**{key: value for key, value in objective.items() if key != "name"})
+    return bool(made.alone)
 
 
 def _first(recipe: Recipe) -> str:

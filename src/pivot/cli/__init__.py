@@ -29,7 +29,7 @@ QUIET = {
 }
 TRACEBACK = "PIVOT_TRACEBACK"  # environment variable: show where an expected error came from
 
-for _verbs in ("runs", "models", "encoders", "probes", "data", "doctor", "prefer", "env"):  # as --help lists them
+for _verbs in ("runs", "models", "encoders", "probes", "saliency", "data", "doctor", "prefer", "env"):  # as --help lists them
     import_module(f"{__name__}.{_verbs}")
 
 

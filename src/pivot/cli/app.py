@@ -64,7 +64,7 @@ Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage 
 Source = Annotated[str, typer.Option("--data", metavar="READER,KEY=VALUE,...", help="What to read.")]
 HELDOUT = "world,split=test,size=600"
 KEPT = "what is finished is kept, the same command goes on from there"
-RESUME = (("demo",), ("run",), ("bench", "run"), ("data", "prefer"))  # the verbs of which that is true
+RESUME = (("demo",), ("run",), ("bench", "run"), ("data", "prefer"), ("saliency",))  # the verbs of which that is true
 
 
 def live(json: bool, quiet: bool = False) -> Screen:

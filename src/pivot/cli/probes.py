@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: probe linear."""
+"""Verbs that measure encoders: probe linear, probe segment."""
 
 from __future__ import annotations
 
@@ -49,6 +49,52 @@ def probe_linear(
     given = {"targets": listed, "validation": validation, "test": test}
     common = {"at": at, "seed": seed, "precision": precision, "batch": batch}
     _measure("linear", encoders, source, on, {**common, **given}, knobs, out, json)
+
+
+@probe.command("segment")
+def probe_segment(
+    encoders: Encoders,
+    source: Source = HELDOUT,
+    on: On = None,
+    at: At = "encoder",
+    head: Annotated[str | None, typer.Option(help="What reads the patches: mlp, linear or transformer.")] = None,
+    labels: Annotated[str | None, typer.Option(help="What is asked of a patch: 'union', all classes in it, or 'majority', one.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of the heads; small data want more than the five of the protocol.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="How many heads, each of another seed.")] = None,
+    test: Annotated[float | None, typer.Option(help="Share of images that is measured on, without --on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of the heads.")] = 0,
+    precision: Precision = "fp32",
+    batch: Batch = 64,
+    knobs: Knobs = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Which classes a head finds in each patch of encoders' features."""
+    given = {"head": head, "labels": labels, "epochs": epochs, "repeats": repeats, "test": test}
+    common = {"at": at, "seed": seed, "precision": precision, "batch": batch}
+    _measure("segment", encoders, source, on, {**common, **given}, knobs, out, json)
+
+
+@probe.command("gradcam")
+def probe_gradcam(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Gradients that `pivot saliency` wrote.")],
+    map: Annotated[str | None, typer.Option(help="Whose numbers come first: norm, of the gradient, or cam.")] = None,
+    order: Annotated[str | None, typer.Option(help="Of the norm: l2 or l1.")] = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Whether an objective's loss looks at what a question is about."""
+    from pivot.recipe import instrument
+
+    given = {key: value for key, value in {"map": map, "order": order}.items() if value is not None}
+    made = instrument("probe", "gradcam", **given)
+    named = {str(folder): folder for folder in folders}
+    arms = [made.arm(folder) for folder in folders]
+    if len(set(arms)) == len(arms):  # as they were called when they were written, where that tells them apart
+        named = dict(zip(arms, folders, strict=True))
+    else:
+        _arms([str(folder) for folder in folders])
+    _kept(list(made.measured(named)), out, json)
 
 
 def _measure(

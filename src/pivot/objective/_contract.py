@@ -77,6 +77,11 @@ class Objective(Protocol):
         """What of each example it learns from, for whoever holds arms against each other."""
         return "the chosen response alone" if self.k == 1 else "the chosen and the rejected response"
 
+    @property
+    def alone(self) -> bool:
+        """Whether a row of data by itself has a loss: its own responses make it, and the model's own weights alone."""
+        return not self.online and self.head == "none" and self.k <= 2
+
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
         """The examples with the k responses that this objective scores, in its order. A row that lacks one is a `BadInput`."""
         ...
