@@ -15,7 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from pivot.encoder import Encoder, towers
 from pivot.lookup import find
 from pivot.probe._logistic import Logistic
-from pivot.probe.linear import Items, Probe, Split, collect, prototypes
+from pivot.probe._fits import Labelled, Search
+from pivot.probe._items import Items, Split, collect
+from pivot.probe._near import prototypes
+from pivot.probe.linear import Probe
 from pivot.records import BadInput, Example, Measurement, Thing, Truth
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
@@ -113,7 +116,8 @@ def test_prototypes_are_unit_means_of_unit_features() -> None:
     # Length must not count: the long feature of class 0 points between the classes.
     x = torch.tensor([[1.0, 0.0], [90.0, 80.0], [0.0, 1.0], [0.1, 1.0]])
     y = torch.tensor([0, 0, 1, 1])
-    assert prototypes(x, y, 2, torch.tensor([[5.0, 1.0], [0.1, 0.2], [-1.0, 0.1]])).tolist() == [0, 1, 1]
+    asked = torch.tensor([[5.0, 1.0], [0.1, 0.2], [9.0, 9.0], [-1.0, 0.1]])
+    assert prototypes(x, y, torch.arange(4), 2, asked, torch.tensor([0, 1, 3])).tolist() == [0, 1, 1]
 
 
 # ---- planted truth, and none
@@ -124,23 +128,27 @@ def random_split(n: int) -> Split:
     return Split(order[: n // 2], order[n // 2 : n * 5 // 8], order[n * 5 // 8 :])
 
 
+def classify(features: torch.Tensor, names: list[str], split: Split, **knobs: object) -> tuple[dict[str, list[float]], dict[str, float]]:
+    return Probe(**knobs).classify(features, names, features, names, split)
+
+
 def test_planted_features_score_near_one_and_shuffled_labels_at_chance() -> None:
     dice = np.random.default_rng(1)
     names = [str(i) for i in dice.integers(0, 4, 1600)]
     features = torch.randn(1600, 16, generator=torch.Generator().manual_seed(0))
     features[torch.arange(1600), torch.tensor([int(name) for name in names])] += 8
     split = random_split(1600)
-    planted, _ = Probe().classify(features, names, split)
-    assert np.mean(planted[""]) > 0.99 and np.mean(planted["prototype/"]) > 0.98
-    shuffled, _ = Probe().classify(features, [names[i] for i in dice.permutation(1600)], split)
-    for metric in ("", "prototype/", "majority/"):
+    planted, _ = classify(features, names, split)
+    assert np.mean(planted[""]) > 0.99 and min(np.mean(planted[metric]) for metric in ("prototype/", "knn/")) > 0.98
+    shuffled, _ = classify(features, [names[i] for i in dice.permutation(1600)], split)
+    for metric in ("", "prototype/", "knn/", "majority/"):
         assert abs(np.mean(shuffled[metric]) - 0.25) < margin(0.25, len(split.test))
 
 
 def test_a_test_item_of_a_class_that_training_lacks_is_wrong() -> None:
     names = ["a", "b"] * 20 + ["new"]
     features = torch.tensor([[float(name == "a"), float(name == "b")] for name in names])
-    right, _ = Probe().classify(features, names, Split(list(range(20)), list(range(20, 30)), list(range(30, 41))))
+    right, _ = classify(features, names, Split(list(range(20)), list(range(20, 30)), list(range(30, 41))))
     assert right[""] == [1.0] * 10 + [0.0]
 
 
@@ -149,8 +157,8 @@ def test_the_search_finds_strength_where_features_are_mostly_noise() -> None:
     y = torch.randint(0, 2, (400,), generator=dice)
     x = torch.randn(400, 150, generator=dice)
     x[:, 0] += y
-    knobs = Probe(lowest=-4, highest=4)
-    c = knobs.search(x, y, list(range(160)), list(range(160, 400)), 2)
+    of = Labelled(x, y, torch.arange(160), torch.arange(160, 400), x, torch.arange(0), 2)
+    c = Search(-4, 4, 4).best(of, of.train)
     right = {e: float((Logistic(x[:160], y[:160], 2).fit(10**e).scores(x[160:]).argmax(1) == y[160:]).sum()) for e in (-4, -2, 0, 2, 4)}
     found = float((Logistic(x[:160], y[:160], 2).fit(c).scores(x[160:]).argmax(1) == y[160:]).sum())
     assert c < 1 and found >= max(right.values()) - 1 > right[4]
@@ -164,7 +172,7 @@ def test_what_pixels_show_is_found_and_what_they_do_not_is_chance() -> None:
     assert found.kind == "probe" and found.name == "linear" and found.unit == "object"
     assert found.metrics["colour"] > 0.97, "patch embeddings hold a flat colour"
     assert abs(found.metrics["luck"] - 0.5) < margin(0.5, found.n)
-    assert found.n == 84 and set(found.items) == {f"{m}{t}" for m in ("", "prototype/", "majority/") for t in ("colour", "luck")}
+    assert found.n == 84 and set(found.items) == {f"{m}{t}" for m in ("", "prototype/", "knn/", "majority/") for t in ("colour", "luck")}
     for metric, items in found.items.items():
         assert found.metrics[metric] == pytest.approx(np.mean(list(items.values()))) and len(items) == found.n
     assert found.metrics["mean"] == pytest.approx(np.mean([found.metrics[name] for name in found.parts["mean"]]))
@@ -195,7 +203,7 @@ def test_blocks_above_the_tap_are_not_read() -> None:
 def test_an_objects_feature_is_the_mean_of_its_own_tokens() -> None:
     encoder = Encoder.tiny("siglip")
     found = collect(SCENES[:3], [encoder.geometry])
-    rows = Probe().rows(encoder, found, encoder.geometry)
+    rows = Probe().rows(encoder, found)
     tokens = encoder.features([example.images[0] for example in SCENES[:3]]).tokens
     for row, item in zip(rows, found.items, strict=True):
         thing = SCENES[item.image].truth.objects[int(item.id[-1])]
@@ -216,7 +224,7 @@ def test_splits_follow_names_only_and_keep_images_and_pairs_together() -> None:
 
     def parts(examples: list[Example]) -> Mapping[str, set[str]]:
         items = collect(examples, [geometry]).items
-        split = Probe().split(items)
+        split = Probe().shares.within(collect(examples, [geometry])).split
         assert sorted(split.train + split.validation + split.test) == list(range(len(items)))
         return {name: {items[i].id for i in getattr(split, name)} for name in ("train", "validation", "test")}
 
@@ -224,7 +232,8 @@ def test_splits_follow_names_only_and_keep_images_and_pairs_together() -> None:
     assert forward == parts(data[::-1])
     homes = {name: {item.split("/")[0] for item in items} for name, items in forward.items()}
     assert sum(len(pairs) for pairs in homes.values()) == 20 == len(set.union(*homes.values()))
-    assert Probe(seed=1).split(collect(data, [geometry]).items) != Probe().split(collect(data, [geometry]).items)
+    found = collect(data, [geometry])
+    assert Probe(seed=1).shares.within(found).split != Probe().shares.within(found).split
 
 
 def test_whole_images_with_labels_go_the_same_way() -> None:
@@ -232,7 +241,7 @@ def test_whole_images_with_labels_go_the_same_way() -> None:
     for i in range(60):
         name = list(COLOURS)[i % 3]
         picture = Image.fromarray(np.full((30, 40, 3), COLOURS[name], np.uint8))
-        data.append(Example(f"{name}/{i}", (picture,), "", meta={"label": name}))
+        data.append(Example(f"{name}/{i}", (picture,), "", answer=name, meta={"class": i % 3}))
     found = probe(Encoder.tiny("clip"), data, targets=("class",))
     assert found.unit == "image" and found.n == 21 and found.metrics["class"] == 1
 
