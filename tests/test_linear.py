@@ -14,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 
 from pivot.encoder import Encoder, towers
 from pivot.lookup import find
-from pivot.probe._logistic import Logistic
 from pivot.probe._fits import Labelled, Search
 from pivot.probe._items import Items, Split, collect
+from pivot.probe._logistic import Logistic
 from pivot.probe._near import prototypes
 from pivot.probe.linear import Probe
 from pivot.records import BadInput, Example, Measurement, Thing, Truth
