@@ -1,13 +1,16 @@
 """Pictures with a map of class numbers each: SceneParse150's `images/SPLIT/x.jpg` with `annotations/SPLIT/x.png`, or two plain folders.
 
 A map has a number for each pixel, as grey or as the index of a palette; 0 is what nobody labelled. It is read when its row is asked for,
-and must be of its picture's size.
+and must be of its picture's size. What the numbers stand for is said by SceneParse150's `objectInfo150.txt`, where that is there.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -23,6 +26,8 @@ from pivot.seen import ROWS, Seen
 
 MASKS = ("annotations", "masks", "labels")  # what the folder of maps is called
 IMAGES = "images"
+NAMES = "objectInfo150.txt"  # a head, then a line a class: its number first, its names last, apart by tabs
+UNLABELLED = "unlabelled"
 GLANCE = 50
 
 
@@ -33,6 +38,12 @@ class Masks(Lazy[Example]):
     root: Root
     maps: Root
     names: Listing
+    table: Path  # of the classes' names; need not be there
+
+    @cached_property
+    def class_names(self) -> Mapping[int, str]:
+        """Class number -> its name; {} where nobody says."""
+        return _class_names(self.table)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,7 +91,7 @@ def read(
     if not len(names):
         inside = ", ".join(folders(places[0])[:5])
         raise BadInput(f"{places[0]} holds no pictures; {f'give split= one of {inside}' if inside else 'check the path'}")
-    return Masks(Root(places[0], links), Root(places[1], links), names.first(first_of(len(names), size)))
+    return Masks(Root(places[0], links), Root(places[1], links), names.first(first_of(len(names), size)), whole / NAMES)
 
 
 def knows(seen: Seen) -> bool:
@@ -95,6 +106,18 @@ def _holds_maps(folder: Path) -> bool:
         return False
     inside = [folder, *(folder / name for name in folders(folder))]
     return any(is_picture(entry.name) for one in inside for entry in islice(os.scandir(one), GLANCE))
+
+
+def _class_names(table: Path) -> Mapping[int, str]:
+    """Each class by the first of its names, by all of them where another one begins with the same."""
+    try:
+        lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    said = {int(line[0]): line[-1].strip() for line in lines if len(line) > 1 and line[0].strip().isdecimal()}
+    firsts = Counter(names.split(",")[0] for names in said.values())
+    found = {number: names.split(",")[0] if firsts[names.split(",")[0]] == 1 else names for number, names in said.items()}
+    return {0: UNLABELLED, **found} if found else {}
 
 
 def _truth(image: Path, mask: Path) -> Truth:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from typing import get_args
@@ -11,6 +11,7 @@ from pivot.data.lazy import Lazy
 from pivot.files import hash_json
 from pivot.records import BadInput, Example
 from pivot.world.item import TASKS, Form, item
+from pivot.world.scene import CLASSES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class World(Lazy[Example]):
 
     def __len__(self) -> int:
         return self.size
+
+    @property
+    def class_names(self) -> Mapping[int, str]:
+        """Class number -> its name."""
+        return dict(enumerate(CLASSES))
 
     def one(self, index: int) -> Example:
         return item(self.split, self.seed, index, pixels=self.pixels, tasks=self.tasks, form=self.form)

@@ -128,7 +128,7 @@ def _check_room(size: int) -> None:
     free = shutil.disk_usage(cache_folder()).free
     if size > free:
         advice = "take fewer images (size=), or set PIVOT_CACHE to a folder on a larger disk"
-        raise BadInput(f"these features take {size / 1e9:,.1f} GB, and {cache_folder()} has {free / 1e9:,.1f} GB left; {advice}")
+        raise BadInput(f"these features take {size / 1e9:,.3g} GB, and {cache_folder()} has {free / 1e9:,.3g} GB left; {advice}")
 
 
 def _sweep(folder: Path) -> None:
