@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_probes
 import numpy as np
 import yaml
 
@@ -32,13 +33,14 @@ def make(
     size: int = 96,
     skill: Mapping[str, float] = SKILL,
     name: str = "demo",
+    probes: Sequence[str] = (),
 ) -> RunFolder:
-    """Write the folder. Arms that `skill` does not know have 0.6."""
+    """Write the folder. Arms that `skill` does not know have 0.6. `probes` are those besides the linear one."""
     folder = RunFolder(path)
     items = list(world.read(split="test", size=size, seed=3))
     trained = [arm for arm in arms if arm != ORIGINAL]
     folder.note(name=name, versions={"pivot-vision": "0.1.0", "torch": "2.13.0", "transformers": "5.14.1"}, stages={})
-    write_text(folder.recipe_file, yaml.safe_dump(_recipe(name, arms, seeds), sort_keys=False))
+    write_text(folder.recipe_file, yaml.safe_dump(_recipe(name, arms, seeds, probes), sort_keys=False))
     bare = [replace(item, images=()) for item in items]  # the first arm keeps the pictures: writing them is slow
     for arm in arms:
         for seed in [0] if arm == ORIGINAL else seeds:
@@ -46,6 +48,11 @@ def make(
             ability = skill.get(arm, 0.6) + 0.01 * dice.standard_normal()
             answers(folder, arm, seed, items if arm == arms[0] else bare, ability)
             folder.write_measurement(linear(arm, seed, ability, dice))
+            for probe in probes:
+                # Gradients are those of the weights that all seeds begin with.
+                found = fake_probes.MAKERS[probe](arm, seed, ability, dice, items) if probe != "gradcam" or seed == seeds[0] else None
+                if found:
+                    folder.write_measurement(found)
             encoder(folder, arm, seed)
             if arm in trained:
                 training(folder, arm, seed, dice, trained.index(arm))
@@ -154,7 +161,7 @@ def encoder(folder: RunFolder, arm: str, seed: int) -> None:
     )
 
 
-def _recipe(name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def _recipe(name: str, arms: Sequence[str], seeds: Sequence[int], probes: Sequence[str]) -> dict[str, Any]:
     def choice(arm: str) -> dict[str, Any]:
         objective = {"name": arm} if arm == "sft" else {"name": arm, "beta": 0.1}
         return {"objective": objective, "rates": dict.fromkeys(("tower", "projector", "llm"), RATES.get(arm, 1e-5))}
@@ -169,7 +176,7 @@ def _recipe(name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, A
         "seeds": list(seeds),
         "arms": {arm: {} if arm == ORIGINAL else choice(arm) for arm in arms},
         "post": {"data": "pairs", "epochs": 1, "batch": 32, "schedule": "cosine", "warmup": 0.03, "precision": "fp32"},
-        "probes": {"linear": {"data": "heldout"}},
+        "probes": {name: {"data": "heldout"} for name in ("linear", *probes)},
         "bench": {"world": {"data": "heldout"}},
     }
 
@@ -178,12 +185,12 @@ def _recipe(name: str, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, A
 
 EVIL = "\"><img src=x onerror=alert(1)><script>alert(2)</script></title></style></pre>{{ 7*7 }}'<b id=evil>&amp;\x00\u202e\ud800"
 EVIL_ARMS = (ORIGINAL, "<script>alert(3)<script>", "\"><img src=x onerror=alert(4)>'><svg onload=alert(5)>" + "w" * 60)
-KEPT = {"arm", "kind", "name", "stage", "image", "fingerprint", "id", "pair", "ids_sha256"}  # what files are found or joined by
+KEPT = {"arm", "kind", "name", "stage", "image", "fingerprint", "id", "pair", "ids_sha256", "picture"}  # what files are found or joined by
 
 
 def evil(path: Path) -> RunFolder:
     """Markup in arm names, metrics, prompts, replies, ledgers, parity, versions and the recipe. Valid JSON throughout."""
-    folder = make(path, arms=EVIL_ARMS, name=EVIL)
+    folder = make(path, arms=EVIL_ARMS, name=EVIL, probes=tuple(fake_probes.MAKERS))
     for file in [*path.rglob("*.json"), *path.rglob("*.jsonl")]:
         lines = [json.loads(line) for line in ([file.read_text()] if file.suffix == ".json" else file.read_text().splitlines())]
         file.write_text("".join(json.dumps(_poisoned(line)) + "\n" for line in lines))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import fake_probes
 import fake_run
 import pytest
 
@@ -45,7 +46,8 @@ return [document.documentElement.scrollWidth - wide, ...[...document.querySelect
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Arms of every kind, one response, two, and their own; as many as there are tones."""
     arms = ("original", "sft", "dpo", "grpo", "ppo", "mpo", "kto", "orpo")
-    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo", arms=arms, size=24))
+    probes = tuple(fake_probes.MAKERS)
+    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo", arms=arms, size=24, probes=probes))
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import fake_probes
 import fake_run
 import pytest
 import yaml
@@ -425,22 +426,27 @@ def read_html(text: str) -> Document:
     return document
 
 
-def test_the_page_asks_for_nothing_from_outside(html: str) -> None:
-    document = read_html(html)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A page with everything that there is."""
+    run = fake_run.make(tmp_path_factory.mktemp("whole") / "demo", size=24, probes=tuple(fake_probes.MAKERS))
+    return page.render(collect.collect(run))
+
+
+def test_the_page_asks_for_nothing_from_outside(whole: str) -> None:
+    document = read_html(whole)
     assert not document.tags.keys() & {"script", "link", "iframe", "object", "embed", "base", "form"}
-    sources = [
-        (name, value) for _, name, value in document.attributes if name in ("src", "href", "xlink:href", "srcset", "style", "action")
-    ]
-    assert all(value and value.startswith("data:image/png;base64," if name == "src" else "#") for name, value in sources)
-    assert not re.search(r"url\(|@import|https?:", html)
-    assert {value for _, name, value in document.attributes if name == "id"} >= {
-        value[1:] for name, value in sources if name == "href" and value
-    }
+    asking = ("src", "href", "xlink:href", "srcset", "style", "action")
+    sources = [(tag, value or "") for tag, name, value in document.attributes if name in asking]
+    assert all(value.startswith("data:image/png;base64," if tag in ("img", "image") else "#") for tag, value in sources)
+    assert {tag for tag, _ in sources} == {"img", "image", "use", "a"}
+    assert not re.search(r"url\(|@import|https?:", whole)
+    assert {value for _, name, value in document.attributes if name == "id"} >= {value[1:] for _, value in sources if value[0] == "#"}
 
 
-def test_data_cannot_become_markup(html: str, tmp_path: Path) -> None:
+def test_data_cannot_become_markup(whole: str, tmp_path: Path) -> None:
     """The poisoned page has no tag and no kind of attribute that the honest page lacks, and shows the poison as text."""
-    honest = read_html(html)
+    honest = read_html(whole)
     written = page.write(fake_run.evil(tmp_path / "evil")).read_text(encoding="utf-8")
     document = read_html(written)
     assert document.tags.keys() <= honest.tags.keys()

@@ -15,7 +15,7 @@ from typing import Any
 
 from pivot.files import write_json
 from pivot.records import BadInput, Measurement
-from pivot.report import items
+from pivot.report import items, pictures
 from pivot.report.matching import matching
 from pivot.report.reading import Run, read
 from pivot.runfolder import ORIGINAL, RunFolder
@@ -95,6 +95,7 @@ def _of_run(run: Run, prefix: str) -> Facts:
         "encoders": [{**one, "arm": prefix + one["arm"]} for one in run.encoders],
         "items": [item for kind, name in groups if kind == "bench" for item in _gallery(run, name, prefix)],
         "changes": moved,
+        "pictures": [one for kind, name in groups if (one := _pictures(run, kind, name, prefix))],
         "left_out": [{**fault, "file": f"{prefix}{fault['file']}"} for fault in run.left_out],
     }
 
@@ -106,9 +107,28 @@ def _gallery(run: Run, bench: str, prefix: str) -> list[Facts]:
     return [{**item, "replies": [{**reply, "arm": prefix + reply["arm"]} for reply in item["replies"]]} for item in shown]
 
 
+def _pictures(run: Run, kind: str, name: str, prefix: str) -> Facts | None:
+    """Items of a measurement as pictures, each arm's at its first seed."""
+    first = {arm: of[0] for arm in run.arms if (of := _seeds(run, arm, kind, name)) and any(one.shown for one in of)}
+
+    def leave_out(arm: str, why: str) -> None:
+        run.leave_out(run.folder.measurement_file(arm, first[arm].seed, kind, name), why)
+
+    shown = pictures.gallery(first, leave_out)
+    told = [{**item, "found": {prefix + arm: grid for arm, grid in item["found"].items()}} for item in shown]
+    several = any(len(_seeds(run, arm, kind, name)) > 1 for arm in first)
+    return {"run": run.name, "kind": kind, "name": name, "items": told, "several": several} if told else None
+
+
 def _groups(run: Run) -> list[tuple[str, str]]:
-    """Kind and name of what was measured: benches first."""
-    return sorted({(one.kind, one.name) for one in run.measurements})
+    """Kind and name of what was measured: benches first, then as in the recipe."""
+
+    def place(name: str) -> int:
+        uses = [number for number, use in enumerate(run.uses) if name == use or name.startswith(f"{use}-")]
+        return uses[-1] if uses else len(run.uses)
+
+    found = sorted({(one.kind, one.name) for one in run.measurements})
+    return sorted(found, key=lambda group: (group[0], place(group[1])))
 
 
 def _seeds(run: Run, arm: str, kind: str, name: str) -> list[Measurement]:

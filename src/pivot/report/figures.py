@@ -8,7 +8,7 @@ Everything that comes from data is escaped by `element`, the one place where mar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -183,7 +183,7 @@ def swatch(tone: int) -> Markup:
 class Series:
     """One curve. A `sparse` one is drawn with its points, as what is measured now and then; a `faint` one stays behind.
 
-    `end` is written at its end, `label` before its value where the pointer rests.
+    `end` is written at its end, `label` before its value where the pointer rests; one without a label is not read out.
     """
 
     label: str
@@ -194,8 +194,15 @@ class Series:
     end: str = ""
 
 
-def curves(series: Sequence[Series], label: str, x_label: str = "step", low: float | None = None, high: float | None = None) -> Markup:
-    """Curves over steps, labelled at their ends. `low` and `high` fix an end of the value axis."""
+def curves(
+    series: Sequence[Series],
+    label: str,
+    x_label: str = "step",
+    low: float | None = None,
+    high: float | None = None,
+    names: Mapping[int, str] | None = None,
+) -> Markup:
+    """Curves over steps, labelled at their ends. `low` and `high` fix an end of the value axis; `names` say what each step is called."""
     drawn_series = [replace(one, points=thinned(one.points, POINTS), end=_cut(one.end)) for one in series if one.points]
     if not drawn_series:
         return element("p", "no values", class_="none")
@@ -210,13 +217,21 @@ def curves(series: Sequence[Series], label: str, x_label: str = "step", low: flo
     for at, name in heights.items():
         told = text(x.start - 6, y(at) + 4, name, class_="left")
         drawn.append(element("g", line(x.start, y(at), x.end, y(at)), told, class_="tick"))
-    whole = [at for at in ticks(x.low, x.high, 4) if at == int(at)]
-    drawn += [element("g", text(x(at), 194, words.count(at)), class_="tick") for at in whole]
-    drawn.append(text(x.start - 6, 194, x_label, class_="axis"))
+    drawn += [element("g", text(x(at), 194, name), class_="tick") for at, name in _steps(x, names).items()]
+    drawn.append(text(x.start - 6 if names is None else WIDTH - 2, 194, x_label, class_="axis"))
     drawn += [_curve(one, x, y) for one in sorted(drawn_series, key=lambda one: (not one.faint, one.sparse))]
     drawn += _ends(drawn_series, x, y)
-    drawn += _readings(drawn_series, x, y, x_label)
+    drawn += _readings([one for one in drawn_series if one.label], x, y, x_label, names or {})
     return _svg(drawn, 200, label)
+
+
+def _steps(x: Axis, names: Mapping[int, str] | None) -> dict[float, str]:
+    """What stands below a curve. Of names that are numbers as many as there is room for, the others always."""
+    if names is None:
+        return {at: words.count(at) for at in ticks(x.low, x.high, 4) if at == int(at)}
+    numbers = [at for at, name in names.items() if name.isdecimal()]
+    shown = numbers[:: math.ceil(len(numbers) / 8) or 1]
+    return {float(at): name for at, name in names.items() if at in shown or not name.isdecimal()}
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
@@ -247,7 +262,7 @@ def _ends(series: Sequence[Series], x: Axis, y: Axis) -> Iterator[Markup]:
         yield text(x.end + 6, at, one.end, class_=f"end tone-{one.tone % TONES}")
 
 
-def _readings(series: Sequence[Series], x: Axis, y: Axis, x_label: str) -> Iterator[Markup]:
+def _readings(series: Sequence[Series], x: Axis, y: Axis, x_label: str, names: Mapping[int, str]) -> Iterator[Markup]:
     """Invisible bands over the plot; the one under the pointer shows its step and every curve's value there, above the plot."""
     steps = sorted({at for one in series for at, _ in one.points})
     steps = steps[:: math.ceil(len(steps) / READINGS)]
@@ -255,7 +270,8 @@ def _readings(series: Sequence[Series], x: Axis, y: Axis, x_label: str) -> Itera
     for step, left, right in zip(steps, edges, edges[1:], strict=False):
         near = [(one, min(one.points, key=lambda point: abs(point[0] - step))) for one in series]
         told = [(one, value) for one, (at, value) in near if abs(at - step) <= (steps[-1] - steps[0]) / 40]
-        named: list[tuple[str, str | None]] = [(f"{x_label} {words.count(round(step))}", None)]
+        head = names.get(round(step), words.count(round(step)))
+        named: list[tuple[str, str | None]] = [(head if head and not head[0].isdecimal() else f"{x_label} {head}", None)]
         named += [(f"{one.label}: {words.plain(value)}", f"tone-{one.tone % TONES}") for one, value in told]
         half = len(named) if len(named) < 4 else math.ceil(len(named) / 2)
         halves = [one for one in (named[:half], named[half:]) if one]

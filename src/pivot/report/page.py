@@ -12,12 +12,12 @@ from jinja2 import Template
 
 from pivot import markup
 from pivot.files import write_bytes
-from pivot.report import collect, figures, words
+from pivot.report import collect, depth, figures, maps, panels, terms, words
 from pivot.report.collect import Folder
 from pivot.report.figures import Series
 from pivot.report.matching import passes, steps
 from pivot.report.outcome import outcome
-from pivot.report.scores import Scores
+from pivot.report.scores import Scores, glances
 
 Facts = dict[str, Any]
 # What is drawn of metrics.jsonl with all arms in one figure: caption, what it means, ends of the axis.
@@ -56,7 +56,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 @cache
 def _template() -> Template:
-    return markup.template(Path(__file__).with_name("template.html"), words=words, swatch=figures.swatch)
+    return markup.template(Path(__file__).with_name("template.html"), words=words, swatch=figures.swatch, panels=panels, heat=maps.scale)
 
 
 def view(found: Mapping[str, Any]) -> Facts:
@@ -70,13 +70,16 @@ def view(found: Mapping[str, Any]) -> Facts:
         "title": _title(found),
         "outcome": outcome(found, measured),
         "measured": measured,
+        "glances": [(run["name"], table) for run in found["runs"] if (table := glances(_of(measured, run["name"])))],
+        "depths": [depth.section(scores.layered, scores.rows, {arm: scores.tones[arm] for arm in scores.arms}) for scores in measured],
+        "seen": [maps.section(found["pictures"], scores.shape) for scores in measured],
         "compared": [_compared(found, one) for one in found["matching"]],
         "curve_figures": [one for run in found["runs"] for one in _curves(run["name"], found["curves"], tones)],
         "ledger": [_ledger(ledger) for ledger in found["ledgers"]],
         "alarms": [(_where(ledger), str(alarm)) for ledger in found["ledgers"] for alarm in ledger.get("alarms") or []],
         "heldout": [_heldout(one) for one in found["curves"] if any(line.get("kind") == "eval" for line in one["lines"])],
         "held": list(HELD.values()),
-        "objectives": {_name(ledger) for ledger in found["ledgers"]},
+        "terms": list(terms.told({_name(ledger) for ledger in found["ledgers"]}, {row["metric"] for row in found["rows"]})),
         "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
         "encoders": encoders,
         "stale": _stale(encoders),
@@ -125,6 +128,10 @@ def _knob(value: Any) -> str:
 def _name(ledger: Facts) -> str:
     of = ledger.get("objective")
     return str(of.get("name", "")) if isinstance(of, Mapping) else ""
+
+
+def _of(measured: Sequence[Scores], run: str) -> list[Scores]:
+    return [scores for scores in measured if scores.shape["run"] == run]
 
 
 # ---- matched arms and the ledger

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pivot.files import read_json, read_jsonl
 from pivot.plain import parse
 from pivot.records import BadInput, Measurement, Shown
+from pivot.report import pictures
 from pivot.runfolder import ORIGINAL, RunFolder
 
 Facts = dict[str, Any]
@@ -36,6 +37,7 @@ class Run:
     metrics: list[tuple[Facts, list[Facts]]] = field(default_factory=list)  # (arm and seed, lines of metrics.jsonl)
     encoders: list[Facts] = field(default_factory=list)
     answers: dict[tuple[str, int, str], list[Facts]] = field(default_factory=dict)  # by arm, seed and bench
+    uses: list[str] = field(default_factory=list)  # the recipe's benches and probes, in its order
     left_out: list[dict[str, str]] = field(default_factory=list)
 
     def take(self, file: Path, read: Callable[[Path], Found]) -> Found | None:
@@ -43,11 +45,15 @@ class Run:
         try:
             return read(file)
         except (BadInput, OSError, UnicodeDecodeError) as why:
-            inside = file.relative_to(self.folder.path).as_posix()
-            fault = {"file": inside, "why": str(why).replace(str(file), inside)}
-            if fault not in self.left_out:
-                self.left_out.append(fault)
+            self.leave_out(file, str(why))
             return None
+
+    def leave_out(self, file: Path, why: str) -> None:
+        """Name a file that cannot be shown, or not all of it, once."""
+        inside = file.relative_to(self.folder.path).as_posix()
+        fault = {"file": inside, "why": why.replace(str(file), inside)}
+        if fault not in self.left_out:
+            self.left_out.append(fault)
 
 
 def read(folder: RunFolder) -> Run:
@@ -59,7 +65,7 @@ def read(folder: RunFolder) -> Run:
         run.versions = {str(k): str(v) for k, v in versions.items()} if isinstance(versions, Mapping) else {}
     named = _recipe(run)
     for file in sorted((folder.path / "measurements").glob("*.json")):
-        found = run.take(file, _measurement)
+        found = run.take(file, lambda path: _measurement(path, run.leave_out))
         if found:
             _add_measurement(run, file, found)
     seen = [*named, *(one.arm for one in run.measurements)]
@@ -85,12 +91,17 @@ def _recipe(run: Run) -> list[str]:
     text = run.take(file, lambda path: path.read_text(encoding="utf-8")) if file.exists() else None
     plain = run.take(file, lambda path: parse(text or "", path.name)) if text else None
     run.recipe = text or ""
+    run.uses = [str(use) for kind in ("bench", "probes") if isinstance(plain, Mapping) for use in _keys(plain.get(kind))]
     arms = plain.get("arms") if isinstance(plain, Mapping) else None
     if not isinstance(arms, Mapping):
         return []
     run.tried = {str(arm): _tried(choice) for arm, choice in arms.items() if isinstance(choice, Mapping) and choice.get("objective")}
     run.trained |= run.tried.keys()
     return [str(arm) for arm in arms]
+
+
+def _keys(of: Any) -> list[Any]:
+    return list(of) if isinstance(of, Mapping) else []
 
 
 def _tried(choice: Mapping[str, Any]) -> list[float] | None:
@@ -100,8 +111,7 @@ def _tried(choice: Mapping[str, Any]) -> list[float] | None:
 
 def _add_measurement(run: Run, file: Path, found: Measurement) -> None:
     if any((one.arm, one.seed, one.kind, one.name) == (found.arm, found.seed, found.kind, found.name) for one in run.measurements):
-        why = f"arm {found.arm}, seed {found.seed} has a measurement named {found.kind} {found.name} already"
-        run.left_out.append({"file": file.relative_to(run.folder.path).as_posix(), "why": why})
+        run.leave_out(file, f"arm {found.arm}, seed {found.seed} has a measurement named {found.kind} {found.name} already")
     else:
         run.measurements.append(found)
 
@@ -163,7 +173,8 @@ def _answers(file: Path) -> list[Facts]:
     return rows
 
 
-def _measurement(file: Path) -> Measurement:
+def _measurement(file: Path, leave_out: Callable[[Path, str], None]) -> Measurement:
+    """The measurement of a file. Pictures that cannot be shown take no more than themselves out of it."""
     stored = _mapping(file)
     for key, kind in {**dict.fromkeys(TEXTS, str), **dict.fromkeys(WHOLES, int), **dict.fromkeys(TABLES, dict)}.items():
         if not isinstance(stored.get(key), kind):
@@ -172,10 +183,20 @@ def _measurement(file: Path) -> Measurement:
         stored["metrics"] = _numbers(stored["metrics"])
         stored["items"] = {leaf: _numbers(values) for leaf, values in stored["items"].items()}
         stored["parts"] = {metric: [str(part) for part in parts] for metric, parts in stored["parts"].items()}
-        stored["shown"] = tuple(Shown(**one) for one in stored.get("shown") or ())
-        return Measurement(**stored)
+        found = Measurement(**{**stored, "shown": ()})
     except (TypeError, ValueError, AttributeError) as why:
         raise BadInput(f"is no measurement that this version knows ({why}); delete it and run its stage again") from None
+    return replace(found, shown=_shown(stored.get("shown"), lambda why: leave_out(file, why)))
+
+
+def _shown(stored: Any, leave_out: Callable[[str], None]) -> tuple[Shown, ...]:
+    found = []
+    for one in stored if isinstance(stored, list) else []:
+        try:
+            found.append(pictures.shown(one))
+        except BadInput as why:
+            leave_out(str(why))
+    return tuple(found)
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""One measurement of all arms, ready to be shown: figures of scores and of paired differences, and the table with every number."""
+"""One measurement of all arms, ready to be shown: which metrics in which order, on what scale, and the table with every number."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from pivot.report import figures, words
-from pivot.report.figures import Dot, Row
+from pivot.report import depth, words
 
 Facts = dict[str, Any]
-BASELINE = "majority/"  # metrics of this name say what always answering the most frequent class would give
+# Metrics of these names say what would be had without seeing anything: marks in figures, no lines of their own.
+BASELINES = {"permuted/": "captions of other pictures", "majority/": "always answering the most frequent class", "chance/": "chance"}
+CHANCE = "chance"  # by itself of the headline; before the last part of a name of all variants, as chance/ap of cam/ap too
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,18 @@ class Line:
     metric: str
     depth: int
     label: str
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a metric's numbers are written: shares in percent and their differences in points, others as they are."""
+
+    factor: int
+    digits: int
+
+    @property
+    def unit(self) -> str:
+        return f"{words.THIN}%" if self.factor == 100 else ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +80,22 @@ class Scores:
         return {row["metric"] for row in self.rows if row["low"] is not None}
 
     @cached_property
+    def layered(self) -> list[depth.Quantity]:
+        """Metrics that are told block by block: figures of their own, no lines."""
+        return depth.quantities(self.shape["metrics"])
+
+    @cached_property
+    def known(self) -> list[str]:
+        """Metrics that stand for themselves: no baselines, and none that is told block by block."""
+        layered = {metric for quantity in self.layered for metric in quantity.metrics.values()}
+        return [metric for metric in self.shape["metrics"] if metric not in layered and not is_baseline(metric)]
+
+    @cached_property
     def headline(self) -> str:
         """The metric that stands for the measurement."""
         inside = {part for parts in self.shape["parts"].values() for part in parts}
         roots = [metric for metric in self.shape["parts"] if metric not in inside]
-        known = self.shape["metrics"]
-        return next((metric for metric in ("mean", *roots, *known) if metric in known), "")
+        return next((metric for metric in ("mean", *roots, *self.known) if metric in self.known), "")
 
     @cached_property
     def lines(self) -> list[Line]:
@@ -88,47 +111,62 @@ class Scores:
             for part in parts.get(metric, ()):
                 add(part, depth + 1)
 
-        for metric in (self.headline, *parts, *self.shape["metrics"]):
-            if not metric.startswith(BASELINE) and (metric == self.headline or metric not in inside):
+        for metric in (self.headline, *(one for one in parts if one in self.known), *self.known):
+            if metric == self.headline or metric not in inside:
                 add(metric, 0)
         tops = [words.metric(metric) for metric, depth in found if not depth]
         return [Line(metric, depth, words.metric(metric) if depth else _label(metric, tops)) for metric, depth in found]
 
     @cached_property
-    def others(self) -> list[str]:
-        """Metrics without an interval: settings that were searched for, and means of nothing that is kept."""
-        return [metric for metric in self.shape["metrics"] if metric not in self.sure]
+    def unsure(self) -> list[Line]:
+        """Quantities without an interval, which stand in the table all the same."""
+        found = [metric for metric in self.known if metric not in self.sure and words.leaf(metric) in words.PLAIN]
+        tops = [words.metric(metric) for metric in [*found, *(line.metric for line in self.lines)]]
+        return [Line(metric, 0, _label(metric, tops)) for metric in found]
 
     @cached_property
-    def panels(self) -> list[tuple[str, list[Line]]]:
-        """Lines in figures of their own: what has parts, with these."""
-        depth = {line.metric: line for line in self.lines}
-        found, drawn = [], set()
-        for line in self.lines:
-            parts = [depth[part] for part in self.shape["parts"].get(line.metric, ()) if part in depth]
-            if parts:
-                found.append((self._caption(line), [line, *parts]))
-                drawn |= {line.metric, *(part.metric for part in parts)}
-        alone = [line for line in self.lines if line.metric not in drawn]
-        return [*found, *([("Further metrics" if found else self.shape["name"], alone)] if alone else [])]
-
-    def _caption(self, line: Line) -> str:
-        if line.depth:
-            return line.label
-        prefix = line.metric.rpartition("/")[0].replace("_", " ")
-        return prefix.capitalize() or ("Overall" if line.metric == self.headline else line.label)
+    def others(self) -> list[str]:
+        """What else has no interval: settings that were searched for, and means of nothing that is kept."""
+        told = {line.metric for line in self.unsure}
+        return [metric for metric in self.known if metric not in self.sure and metric not in told]
 
     # -- numbers
 
     @cached_property
-    def scale(self) -> int:
-        """100 where all values are shares, so that they are shown in percent and their differences in points."""
-        values = [row["value"] for row in self.rows if row["metric"] in self.sure and words.is_number(row["value"])]
-        return 100 if values and all(0 <= value <= 1 for value in values) else 1
+    def _plain(self) -> frozenset[str]:
+        """Last parts of metrics that are not all shares. What has parts is on one scale with them."""
+        values: dict[str, list[float]] = {}
+        for row in self.rows:
+            leaf = words.leaf(row["metric"])
+            if words.is_number(row["value"]) and (row["metric"] in self.sure or not any(words.leaf(one) == leaf for one in self.sure)):
+                values.setdefault(leaf, []).append(row["value"])
+        plain = {leaf for leaf, of in values.items() if leaf in words.PLAIN or not all(0 <= value <= 1 for value in of)}
+        families = [{words.leaf(one) for one in (metric, *parts)} for metric, parts in self.shape["parts"].items()]
+        while more := {leaf for family in families if family & plain for leaf in family - plain}:
+            plain |= more
+        return frozenset(plain)
+
+    @cached_property
+    def _scales(self) -> dict[str, Scale]:
+        return {metric: self._scale(metric) for metric in self.shape["metrics"]}
+
+    def _scale(self, metric: str) -> Scale:
+        leaf = words.leaf(metric)
+        if leaf not in self._plain:
+            return Scale(100, 1)
+        values = [abs(row["value"]) for row in self.rows if words.leaf(row["metric"]) == leaf and words.is_number(row["value"])]
+        pairs = [pair for pair in self.pairs if words.leaf(pair["metric"]) == leaf and pair["low"] is not None]
+        ends = [abs(pair[end]) for pair in pairs for end in ("low", "high")]
+        return Scale(1, words.decimals(max(values, default=0.0), max(ends, default=0.0)))
+
+    def scale(self, metric: str) -> Scale:
+        """How its numbers are written."""
+        return self._scales.get(metric, Scale(100, 1))
 
     @property
-    def unit(self) -> str:
-        return f"{words.THIN}%" if self.scale == 100 else ""
+    def percent(self) -> bool:
+        """Whether all lines are."""
+        return all(self.scale(line.metric).factor == 100 for line in [*self.lines, *self.unsure])
 
     @cached_property
     def arms(self) -> list[str]:
@@ -138,6 +176,11 @@ class Scores:
         """An arm's value: over its seeds if there are several."""
         of = [row for row in self.rows if (row["arm"], row["metric"]) == (arm, metric)]
         return next((row for row in of if row["seed"] is None), of[0] if of else None)
+
+    def by_seed(self, arm: str, metric: str) -> dict[int, float]:
+        """An arm's value at each of its seeds."""
+        of = [row for row in self.rows if (row["arm"], row["metric"]) == (arm, metric) and row["seed"] is not None]
+        return {row["seed"]: row["value"] for row in of if words.is_number(row["value"])}
 
     def pair(self, a: str, b: str, metric: str) -> Facts | None:
         return next((pair for pair in self.pairs if (pair["a"], pair["b"], pair["metric"]) == (a, b, metric)), None)
@@ -152,80 +195,42 @@ class Scores:
         """A value or difference as text, with its interval."""
         if of is None:
             return None
-        show = words.score if key == "value" else words.change
-        sure = of["low"] is not None
-        interval = f"[{show(of['low'], self.scale)}, {show(of['high'], self.scale)}]" if sure else ""
-        return {"text": show(of[key], self.scale), "interval": interval, "n": of["n"], "seeds": of["seeds"]}
+        show, scale = words.score if key == "value" else words.change, self.scale(of["metric"])
+        text, *ends = (show(of[one], scale.factor, scale.digits) for one in (key, "low", "high"))
+        interval = f"[{', '.join(ends)}]" if of["low"] is not None else ""
+        return {"text": text, "interval": interval, "n": of["n"], "seeds": of["seeds"]}
 
-    # -- figures and table
+    def baseline(self, metric: str) -> tuple[float, str] | None:
+        """What would be had without seeing anything, and how."""
+        names = {prefix + metric: how for prefix, how in BASELINES.items()} | {f"{CHANCE}/{words.leaf(metric)}": CHANCE}
+        names |= {CHANCE: CHANCE} if metric == self.headline else {}
+        for name, how in names.items():
+            value = next((row["value"] for arm in self.arms if (row := self.row(arm, name))), None)
+            if value is not None and words.is_number(value):
+                return value, how
+        uninformed = words.UNINFORMED.get(words.leaf(metric)) if self.scale(metric).factor == 1 else None
+        return None if uninformed is None else (uninformed, CHANCE)
 
-    def figures(self) -> list[Facts]:
-        """One figure a panel, all on one axis."""
-        values = [
-            self.scale * row[key] for row in self.rows for key in ("low", "high") if row["low"] is not None and self._drawn(row["metric"])
-        ]
-        if not values:
-            return []
-        low, high = figures.span(values, 0.03)
-        low, high = (max(0.0, low), min(100.0, high)) if self.scale == 100 else (low, high)
-        return [
-            {"caption": caption, "svg": figures.dots([self._dots(line) for line in lines], low, high, f"{self.title}, {caption}: scores")}
-            for caption, lines in self.panels
-        ]
+    @cached_property
+    def baselines(self) -> list[str]:
+        """How what would be had without seeing anything comes about, for all lines."""
+        return list(dict.fromkeys(found[1] for line in self.lines if (found := self.baseline(line.metric))))
 
-    def _drawn(self, metric: str) -> bool:
-        return any(line.metric == metric for line in self.lines)
+    # -- tables
 
-    def _dots(self, line: Line) -> Row:
-        dots = []
-        for arm in self.arms:
-            row = self.row(arm, line.metric)
-            if row and row["low"] is not None:
-                told = self.told(row)
-                title = f"{self.name(arm)}, {line.label}: {told['text']}{self.unit} {told['interval']}, {row['n']} items" if told else ""
-                dots.append(Dot(self.scale * row["value"], self.scale * row["low"], self.scale * row["high"], self.tones[arm], title))
-        baseline = next((row["value"] for arm in self.arms if (row := self.row(arm, BASELINE + line.metric))), None)
-        reference = None
-        if baseline is not None and words.is_number(baseline):
-            says = f"{line.label}: always the most frequent class gives {words.score(baseline, self.scale)}{self.unit}"
-            reference = (self.scale * baseline, says)
-        return Row(line.label, dots, bool(self.shape["parts"].get(line.metric)), reference=reference)
-
-    @property
-    def has_baseline(self) -> bool:
-        return any(metric.startswith(BASELINE) for metric in self.shape["metrics"])
-
-    def difference_figures(self) -> list[Facts]:
-        """One figure a pair of arms, all on one axis."""
-        drawn = [pair for pair in self.pairs if pair["low"] is not None and self._drawn(pair["metric"])]
-        if not drawn:
-            return []
-        ends = [self.scale * pair[key] for pair in drawn for key in ("low", "high")]
-        low, high = figures.span([*ends, 0.0], 0.03)
-        found = []
-        for a, b in self.contrasts:
-            rows = [row for line in self.lines if (row := self._difference(a, b, line))]
-            title = self.contrast(a, b)
-            if rows:
-                found.append({"a": a, "b": b, "caption": title, "svg": figures.dots(rows, low, high, f"{self.title}, {title}", zero=True)})
-        return found
-
-    def _difference(self, a: str, b: str, line: Line) -> Row | None:
-        pair = self.pair(a, b, line.metric)
-        told = self.told(pair, "difference")
-        if pair is None or told is None or pair["low"] is None:
-            return None
-        title = f"{self.contrast(a, b)}, {line.label}: {told['text']} {told['interval']}, {pair['n']} items"
-        dot = Dot(self.scale * pair["difference"], self.scale * pair["low"], self.scale * pair["high"], self.tones[a], title)
-        return Row(line.label, [dot], bool(self.shape["parts"].get(line.metric)), note=told["text"])
-
-    def table(self) -> list[Facts]:
+    def table(self) -> Facts:
         """Every number: a line a metric, with its values by arm and its differences by pair of arms."""
-        return [self._line(line) for line in self.lines]
+        return {
+            "percent": self.percent,
+            "arms": {arm: self.name(arm) for arm in self.arms},
+            "contrasts": {pair: self.contrast(*pair) for pair in self.contrasts},
+            "lines": [self._line(line) for line in [*self.lines, *self.unsure]],
+        }
 
     def _line(self, line: Line) -> Facts:
+        unit = ", %" if self.scale(line.metric).factor == 100 and not self.percent else ""
         return {
-            "label": line.label,
+            "label": f"{line.label}{unit}",
             "depth": line.depth,
             "strong": bool(self.shape["parts"].get(line.metric)),
             "n": max((row["n"] for arm in self.arms if (row := self.row(arm, line.metric))), default=0),
@@ -235,20 +240,49 @@ class Scores:
 
     @property
     def glance(self) -> Facts:
-        """The headline's line of the table."""
-        return self._line(next((line for line in self.lines if line.metric == self.headline), self.lines[0]))
+        """The headline's line of the table, whether or not it has an interval."""
+        return self._line(Line(self.headline, 0, words.metric(self.headline)))
 
     def rest(self) -> list[Facts]:
         """Metrics without an interval, as they are."""
         values = {metric: [self.row(arm, metric) for arm in self.arms] for metric in self.others}
         return [
-            {"label": metric.replace("_", " "), "values": [words.plain(row["value"]) if row else words.NONE for row in rows]}
+            {"label": " ".join(_full(metric)), "values": [words.plain(row["value"]) if row else words.NONE for row in rows]}
             for metric, rows in values.items()
         ]
+
+
+def is_baseline(metric: str) -> bool:
+    return metric == CHANCE or metric.startswith(tuple(BASELINES))
+
+
+def glances(measured: Sequence[Scores]) -> Facts | None:
+    """The headline of each measurement of one run, in one table; None where nothing is measured."""
+    shown = [one for one in measured if one.headline]
+    if not shown:
+        return None
+    percent = all(one.scale(one.headline).factor == 100 for one in shown)
+    lines = []
+    for one in shown:
+        name = "" if one.headline == "mean" else f", {words.metric(one.headline)}"
+        unit = "" if percent or one.scale(one.headline).factor == 1 else ", %"
+        lines.append({**one.glance, "label": f"{one.title}{name}{unit}", "strong": False})
+    named = {arm: one.name(arm) for one in shown for arm in one.arms}
+    contrasts = dict.fromkeys(pair for one in shown for pair in one.contrasts)
+    return {
+        "percent": percent,
+        "arms": {arm: named[arm] for arm in shown[0].tones if arm in named},
+        "contrasts": {pair: shown[0].contrast(*pair) for pair in sorted(contrasts, key=lambda pair: pair[1] not in shown[0].trained)},
+        "lines": lines,
+    }
+
+
+def _full(metric: str) -> list[str]:
+    """A metric's name behind what stands before it."""
+    return [said for said in (words.variant(metric), words.metric(metric)) if said]
 
 
 def _label(metric: str, names: Sequence[str]) -> str:
     """A metric's own name; with what stands before it where another has the same."""
     name = words.metric(metric)
-    prefix = metric.rpartition("/")[0]
-    return f"{prefix} {name}".replace("_", " ") if prefix and names.count(name) > 1 else name
+    return " ".join(_full(metric)) if names.count(name) > 1 else name

@@ -11,6 +11,25 @@ NONE = "\N{EN DASH}"
 THIN = "\N{NARROW NO-BREAK SPACE}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+# Metrics, by the last part of their names, that are called otherwise than they are written.
+NAMES = {
+    "ap": "average precision",
+    "auc": "AUC",
+    "cka": "CKA",
+    "cknna": "CKNNA",
+    "knn": "k-NN",
+    "miou": "mIoU",
+    "miou_pixels": "mIoU of pixels",
+    "mutual_knn": "mutual k\N{NON-BREAKING HYPHEN}NN",
+    "pointing": "pointing game",
+    "weights": "weight change",
+}
+# Those that are no shares of items though they lie between 0 and 1: percent would say what they are not.
+PLAIN = frozenset({"ap", "auc", "average_precision", "cka", "cknna", "cosine", "energy", "entropy", "weights"})
+# What a map has by chance.
+UNINFORMED = {"energy": 1.0, "auc": 0.5}
+# What stands before that: the same number by other means, or of something that should not have it.
+VARIANTS = {"cam": "Grad-CAM", "global": "global question", "norm": "gradient norm"}
 
 
 def is_number(value: Any) -> bool:
@@ -87,6 +106,29 @@ def rates(given: Any) -> str:
     return ", ".join(f"{rate} ({listed(of)})" for rate, of in parts.items())
 
 
+def leaf(name: str) -> str:
+    """The last part of a metric's name."""
+    return name.rpartition("/")[2]
+
+
 def metric(name: str) -> str:
     """The last part of a metric's name, as text."""
-    return name.rpartition("/")[2].replace("_", " ")
+    return NAMES.get(leaf(name), leaf(name).replace("_", " "))
+
+
+def variant(name: str) -> str:
+    """What stands before the last part of a metric's name, as text; '' for nothing."""
+    prefix = name.rpartition("/")[0]
+    return VARIANTS.get(prefix, prefix.replace("_", " "))
+
+
+def heading(text: str) -> str:
+    """With a capital at its beginning, unless it is written in its own way, as mIoU and k-NN are."""
+    first = text.split(" ")[0]
+    return text[:1].upper() + text[1:] if first == first.lower() and "-" not in first else text
+
+
+def decimals(largest: float, difference: float) -> int:
+    """How many are needed for three digits of the largest value and two of the largest difference."""
+    needed = [digits - 1 - math.floor(math.log10(abs(size))) for size, digits in ((largest, 3), (difference, 2)) if size]
+    return min(max([1, *needed]), 6)
