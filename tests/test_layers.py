@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from pivot.encoder import Encoder, towers
-from pivot.encoder.layers import Layer, layers, names, pooled, weights
+from pivot.encoder.layers import Layer, layers, names, pooled, reduced, weights
 from pivot.records import BadInput
 
 TIMM = pytest.param("timm_wrapper", marks=pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed"))
@@ -119,18 +119,22 @@ def test_pooled_layers_are_kept(tmp_path: object, monkeypatch: pytest.MonkeyPatc
     assert np.allclose(by_token["block-01"], found(clip)["block-01"].first, atol=1e-5)
     assert not np.allclose(by_token["block-01"], pooled(clip, IMAGES)["block-01"])
 
-    def one_alone(asked: Encoder, images: list[Image.Image], *how: object) -> Iterator[list[Layer]]:  # one tells how wide layers are
-        return layers(asked, images, *how) if len(images) == 1 else pytest.fail("it is in the cache")
+    def one_alone(asked: Encoder, images: list[Image.Image], *how: object) -> Iterator[list[np.ndarray]]:  # one tells how wide layers are
+        return reduced(asked, images, *how) if len(images) == 1 else pytest.fail("it is in the cache")
 
-    monkeypatch.setattr("pivot.encoder.layers.layers", one_alone)
+    monkeypatch.setattr("pivot.encoder.layers.reduced", one_alone)
     again = pooled(encoder, IMAGES, at="projector", batch=2)
     assert all(np.array_equal(again[name], kept[name]) for name in kept)
 
 
-def test_a_class_token_that_is_not_there_is_one_line() -> None:
+def test_a_class_token_that_is_not_there_is_one_line(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path))
     with pytest.raises(BadInput, match="siglip has no class token; use pooling 'mean'"):
         pooled(Encoder.tiny("siglip"), IMAGES, "class")
-    with pytest.raises(BadInput, match="never passes through"):
-        pooled(Encoder.tiny("clip"), IMAGES, "class", at="projector")
+    encoder = Encoder.tiny("clip")
     with pytest.raises(BadInput, match="no projector"):
-        pooled(Encoder.tiny("clip"), IMAGES, at="projector")
+        pooled(encoder, IMAGES, at="projector")
+    encoder.projector = torch.nn.Linear(32, 5)
+    with pytest.raises(BadInput, match="never passes through"):
+        pooled(encoder, IMAGES, "class", at="projector")
+    assert list(pooled(encoder.tapped(pooling="class"), IMAGES, "mean", at="projector"))[-1] == "projector"

@@ -10,10 +10,10 @@ Shapes: B images, T tokens, P patches of a layer, D its width. P and D differ be
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from pivot.records import Picture
 
+T = TypeVar("T")
 Pooling = Literal["tap", "mean", "class"]
 EMBEDDINGS, JOINED, PROJECTOR, FEATURES = "embeddings", "joined", "projector", "features"
 
@@ -89,14 +90,22 @@ def layers(encoder: Encoder, images: Iterable[Picture], batch: int = 32, at: At 
     """All layers of images, a batch at a time, in the order of `names`: float32, where the encoder is. No block above the tap is read,
     and, a `pivot_tower` aside, none is run.
     """
+    return reduced(encoder, images, lambda layer: layer, batch, at)
+
+
+def reduced(
+    encoder: Encoder, images: Iterable[Picture], to: Callable[[Layer], T], batch: int = 32, at: At = "encoder"
+) -> Iterator[list[T]]:
+    """What `to` makes of each layer of `layers`, at once: all layers of 64 images of a big encoder are 6 GB."""
     waiting = iter(images)
     while chunk := list(itertools.islice(waiting, batch)):
         pixel_values = encoder.pixels(chunk)
         with torch.no_grad(), resting(encoder.model, encoder.projector):
-            found = _pass(encoder, pixel_values)
+            found, last = _pass(encoder, pixel_values, to)
+            found.append(to(last))
             if at == "projector":
-                found.append(Layer(encoder.project(found[-1].tokens)))
-        yield [Layer(one.tokens.float(), None if one.first is None else one.first.float()) for one in found]
+                found.append(to(Layer(encoder.project(last.tokens.to(encoder.model.dtype)).float())))
+        yield found
 
 
 def pooled(
@@ -104,28 +113,25 @@ def pooled(
 ) -> dict[str, np.ndarray]:
     """Every layer's pooled features (B, D) by name, memory-mapped float32, from the cache where they are in it.
 
-    `mean` is over patches, `class` the class token, `tap` what the tap says. What comes out of the projector has no class token.
+    `mean` is over patches, `class` the class token, `tap` what the tap says. Only patches pass through the projector.
     """
-    how = encoder.tap.pooling if pooling == "tap" else pooling
-    if how == "class" and not encoder.family.prefix:
-        raise BadInput(f"pooling 'class': {encoder.family.name} has no class token; use pooling 'mean'")
-    if how == "class" and at == "projector":
-        raise BadInput("pooling 'class' at 'projector': the class token never passes through it; use pooling 'mean'")
+    if pooling != "tap":
+        encoder = encoder.tapped(pooling=pooling)
     if not images:
         raise BadInput("features of no images; give at least one")
 
-    def pool(found: Sequence[Layer]) -> list[np.ndarray]:
-        return [(one.first if how == "class" and one.first is not None else one.tokens.mean(dim=1)).cpu().numpy() for one in found]
+    def pool(layer: Layer) -> np.ndarray:
+        return (layer.first if encoder.tap.pooling == "class" else layer.tokens.mean(dim=1)).cpu().numpy()  # type: ignore[union-attr]
 
     def rows() -> Iterator[np.ndarray]:
         done = 0
-        for found in layers(encoder, images, batch, at):
-            yield np.concatenate(pool(found), axis=1)
-            done += len(found[0].tokens)
+        for found in reduced(encoder, images, pool, batch, at):
+            yield np.concatenate(found, axis=1)
+            done += len(found[0])
             tell("layers of images", done, len(images))
 
-    widths = [part.shape[1] for part in pool(next(layers(encoder, images[:1], 1, at)))]
-    facts = ["layers", encoder.fingerprint(), fingerprint(images), how, at, encoder.model.device.type]
+    widths = [part.shape[1] for part in next(reduced(encoder, images[:1], pool, 1, at))]
+    facts = ["layers", encoder.fingerprint(), fingerprint(images), at, encoder.model.device.type]
     side_by_side, ends = kept(facts, len(images), rows), np.cumsum(widths)
     return {name: side_by_side[:, end - width : end] for name, width, end in zip(names(encoder, at), widths, ends, strict=True)}
 
@@ -153,36 +159,38 @@ def weights(encoder: Encoder, at: At = "encoder") -> dict[str, dict[str, nn.Para
 # ---- one pass
 
 
-def _pass(encoder: Encoder, pixel_values: Tensor) -> list[Layer]:
-    """Every layer of one batch. What is on the way is caught by hooks; the last is what the encoder gives."""
-    ways = paths(encoder)
-    caught: list[list[Tensor]] = [[] for _ in ways]
+def _pass(encoder: Encoder, pixel_values: Tensor, to: Callable[[Layer], T]) -> tuple[list[T], Layer]:
+    """What `to` makes of every layer of one batch but the last, caught by hooks on the way; and the last, which the encoder gives."""
+    ways, images = paths(encoder), len(pixel_values)
+    caught: list[T] = []
     with ExitStack() as hooks:
-        for way, into in zip(ways, caught, strict=True):
+        for way in ways:
             if not way.traced:
-                _catch(way, into, hooks)
+                alone = len(ways) == 1
+                _catch(way, images, way.blocks if alone else way.blocks + 1, lambda layer: caught.append(to(layer)), hooks)
         last = encoder.hidden(pixel_values)
-    found = []
-    for way, states in zip(ways, caught, strict=True):
-        states = [_tokens(way, state, len(pixel_values)) for state in states]
-        if way.tap.norm and states:
-            states[-1] = towers.final_norm(way.model)(states[-1])
-        prefix = towers.family(way.model.config).prefix
-        found += [Layer(state[:, way.tap.prefix :], state[:, 0] if prefix else None) for state in states]
-    whole = Layer(last[:, encoder.tap.prefix :], last[:, 0] if encoder.family.prefix else None)
-    return [*(found if len(ways) > 1 else found[:-1]), whole]
+    return caught, _layer(last, encoder.tap.prefix, bool(encoder.family.prefix))
 
 
-def _catch(way: Path, into: list[Tensor], hooks: ExitStack) -> None:
-    blocks = towers.blocks(way.model)
+def _catch(way: Path, images: int, number: int, tell: Callable[[Layer], None], hooks: ExitStack) -> None:
+    """Put in hooks that tell of the lowest `number` layers. They come before the hook that ends a pass, which is put in later."""
+    blocks, first = towers.blocks(way.model), bool(towers.family(way.model.config).prefix)
 
-    def keep(state: Any) -> None:
-        into.append(state[0] if isinstance(state, tuple) else state)
+    def keep(layer: int, state: Any) -> None:  # gives None: what passes is not changed
+        tokens = _tokens(way, state[0] if isinstance(state, tuple) else state, images)
+        if way.tap.norm and layer == way.blocks:
+            tokens = towers.final_norm(way.model)(tokens)
+        tell(_layer(tokens, way.tap.prefix, first))
 
-    # In place of a hook's answer, None: what passes is not changed. These come before the one that ends the pass, which is put in later.
-    hooks.callback(blocks[0].register_forward_pre_hook(lambda _, given: keep(given)).remove)
-    for block in blocks[: way.blocks]:
-        hooks.callback(block.register_forward_hook(lambda _, __, given: keep(given)).remove)
+    if number:
+        hooks.callback(blocks[0].register_forward_pre_hook(lambda _, given: keep(0, given)).remove)
+    for i in range(number - 1):
+        hooks.callback(blocks[i].register_forward_hook(lambda _, __, given, i=i: keep(i + 1, given)).remove)  # type: ignore[misc]
+
+
+def _layer(state: Tensor, prefix: int, first: bool) -> Layer:
+    """A hidden state (B, T, D) without its prefix, whose first token is the class token if it has one."""
+    return Layer(state[:, prefix:].float(), state[:, 0].float() if first else None)
 
 
 def _tokens(way: Path, state: Tensor, images: int) -> Tensor:

@@ -43,14 +43,15 @@ class Place(NamedTuple):
     here: bool = True
 
 
-def load(source: str, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(source: str, dtype: str, *, to_read: bool = False) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Weights and tokenizer of a folder, a Hub model (`hf:OWNER/NAME`), or a GGUF file in either, which is dequantised.
 
-    What it came from is noted in the LLM's config as `pivot_source`, and so travels into an MLLM's config.json.
+    What it came from is noted in the LLM's config as `pivot_source`, and so travels into an MLLM's config.json. `to_read`: its hidden
+    states alone are wanted, and its head may be of any kind.
     """
     place = _place(source, NEEDED)
     with _files(place) as (where, options):
-        llm, tokenizer = _open(source, where, dtype, **options)
+        llm, tokenizer = _open(source, where, dtype, to_read, **options)
     llm.config._name_or_path = source
     llm.config.pivot_source = {"name": source, **(_quantised(place.where) if place.gguf else {})}
     return llm, tokenizer
@@ -90,7 +91,7 @@ def _failing(source: str) -> Iterator[None]:
         raise BadInput(f"cannot open LLM {source}: {first_line(failed)}") from failed
 
 
-def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _open(source: str, where: str, dtype: str, to_read: bool, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     dense = getattr(transformers, "GgufConfig", None) if "gguf_file" in options else None  # newer ones can keep weights packed
     weights: dict[str, Any] = {"dtype": getattr(torch, dtype), "weights_only": True, "trust_remote_code": False}
     # What is missing or of another shape is said below, in a line of our own.
@@ -98,7 +99,7 @@ def _open(source: str, where: str, dtype: str, **options: Any) -> tuple[PreTrain
     if dense is not None:
         weights["quantization_config"] = dense(dequantize=True)
     with _failing(source), quiet():
-        _refuse(AutoConfig.from_pretrained(where, trust_remote_code=False, **options), source)
+        _refuse(AutoConfig.from_pretrained(where, trust_remote_code=False, **options), source, to_read)
         found: Any = AutoModelForCausalLM.from_pretrained(where, **weights, **options)
         llm, report = found
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **options)
@@ -158,8 +159,8 @@ def _quantised(file: str) -> dict[str, str]:
 # ---- whether it fits
 
 
-def _refuse(config: PreTrainedConfig, source: str) -> None:
-    """Raise for what is no LLM, or for one that stock LLaVA would change, as far as the config tells."""
+def _refuse(config: PreTrainedConfig, source: str, to_read: bool = False) -> None:
+    """Raise for what is no LLM, or for one that stock LLaVA would change, as far as the config tells; `to_read`: never mind LLaVA."""
     kind = str(config.model_type)
     if hasattr(config, "vision_config"):
         raise BadInput(f"LLM {source}: it holds an MLLM ({kind}), not an LLM; open it as an MLLM, or name the LLM it was built on")
@@ -172,7 +173,8 @@ def _refuse(config: PreTrainedConfig, source: str) -> None:
     if told := getattr(config, "quantization_config", None):
         method = (told if isinstance(told, dict) else told.to_dict()).get("quant_method", "in a way of its own")
         raise BadInput(f"LLM {source}: its weights are quantised ({method}) and cannot be trained; give the full checkpoint or a GGUF")
-    refuse_head(config)
+    if not to_read:
+        refuse_head(config)
 
 
 def refuse_head(config: PreTrainedConfig) -> None:
