@@ -10,6 +10,7 @@ import numpy as np
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import BaseImageProcessor
 
 # ConvNeXt's image processor names its output by one edge: from 384 pixels on the picture is warped to that square, below it the
@@ -54,6 +55,12 @@ class Geometry:
         top, left = (new_height - crop[0]) / 2, (new_width - crop[1]) / 2
         y, x = height / new_height, width / new_width
         return top * y, left * x, (top + crop[0]) * y, (left + crop[1]) * x
+
+    def under(self, image: Image) -> Image:
+        """The part of a picture that the grid lies on, to whole pixels. What is beyond the picture is black, as padding may be."""
+        top, left, bottom, right = self.window(image.height, image.width)
+        height, width = (bottom - top) * self.share[0], (right - left) * self.share[1]
+        return image.crop((round(left), round(top), round(left + width), round(top + height)))
 
     def coverage(self, mask: np.ndarray) -> np.ndarray:
         """The share of each patch that a mask (H, W) of the picture covers: (h, w) in 0..1. Exact areas, no resampling."""

@@ -160,9 +160,7 @@ def _maps(glance: Glance, keep: str) -> dict[str, np.ndarray]:
 
 def _told(example: Example, glance: Glance) -> dict[str, Any]:
     """An item in words and as a picture: the part that the tower sees."""
-    shown = picture(example.images[0])
-    top, left, bottom, right = glance.geometry.window(shown.height, shown.width)
-    seen = shown.crop((round(left), round(top), round(right), round(bottom)))
+    seen = glance.geometry.under(picture(example.images[0]))
     asked = [turn["content"] for turn in turns_of(example.prompt, "user") if turn["role"] == "user"][-1]
     return {
         "id": example.id,

@@ -104,7 +104,7 @@ class Single:
             glance = self.finder.glance(batch["layout"], number, gradient, passing[0].detach(), (now if first is None else first, now))
             if not (math.isfinite(now) and np.isfinite(glance.gradient).all()):
                 raise CheckFailed(
-                    f"row {row.id}: loss {now} or its gradient is not finite after {self.steps} updates; lower rate {self.rate:g}"
+                    f"row {row.id}: loss {now}, or its gradient, is not finite after {self.steps} updates at rate {self.rate:g}"
                 )
             found.append(glance)
         self._restore()
