@@ -46,8 +46,13 @@ return [document.documentElement.scrollWidth - wide, ...[...document.querySelect
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Arms of every kind, one response, two, and their own; as many as there are tones."""
     arms = ("original", "sft", "dpo", "grpo", "ppo", "mpo", "kto", "orpo")
-    probes = tuple(fake_probes.MAKERS)
-    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo", arms=arms, size=24, probes=probes))
+    return page.write(fake_run.make(tmp_path_factory.mktemp("honest") / "demo", arms=arms, size=24))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few arms, and everything that shows how encoders see."""
+    return page.write(fake_run.make(tmp_path_factory.mktemp("seen") / "demo", size=24, probes=tuple(fake_probes.MAKERS)))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def visit(browser: Any, file: Path, width: int, theme: str) -> list[str]:
     return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
 
 
-@pytest.mark.parametrize("which", ["honest", "evil"])
+@pytest.mark.parametrize("which", ["honest", "seen", "evil"])
 def test_the_page_is_quiet_and_alone_and_fits(browser: Any, request: pytest.FixtureRequest, which: str) -> None:
     file = request.getfixturevalue(which)
     for width in WIDTHS:
@@ -86,10 +91,10 @@ def test_the_page_is_quiet_and_alone_and_fits(browser: Any, request: pytest.Fixt
 
 
 @pytest.mark.parametrize("theme", THEMES)
-def test_every_text_is_large_and_clear_enough(browser: Any, honest: Path, theme: str) -> None:
+def test_every_text_is_large_and_clear_enough(browser: Any, honest: Path, seen: Path, theme: str) -> None:
     grounds = set()
-    for width in WIDTHS:
-        visit(browser, honest, width, theme)
+    for file, width in ((honest, 1280), *((seen, width) for width in WIDTHS)):
+        visit(browser, file, width, theme)
         texts = browser.execute_script(TEXTS)
         assert len(texts) > 500
         assert [text for text in texts if text[1] < 9] == []
@@ -116,6 +121,14 @@ def test_wide_tables_scroll_in_a_box_of_their_own(browser: Any, honest: Path) ->
     visit(browser, honest, 390, "light")
     boxes = browser.execute_script("return [...document.querySelectorAll('.scroll')].map(e => [e.scrollWidth, e.clientWidth])")
     assert any(inside > outside for inside, outside in boxes) and all(outside <= 390 for _, outside in boxes)
+
+
+def test_pictures_of_items_are_drawn_whole(browser: Any, seen: Path) -> None:
+    """Cells that use another one's picture have it, in the picture's own shape."""
+    visit(browser, seen, 1280, "dark")
+    boxes = browser.execute_script("return [...document.querySelectorAll('svg.map use')].map(e => [e.getBBox().width, e.getBBox().height])")
+    shown = fake_probes.SHOWN
+    assert len(boxes) == shown * (1 + 3) + shown * 2 and {tuple(box) for box in boxes} == {(100, 100)}
 
 
 def test_every_entry_of_the_contents_leads_somewhere(browser: Any, honest: Path) -> None:
