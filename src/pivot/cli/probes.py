@@ -36,8 +36,13 @@ def probe_linear(
     at: At = "encoder",
     targets: Annotated[str | None, typer.Option(metavar="NAME,...", help="Which labels; by default all that the data have.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of images that choose C.")] = None,
-    test: Annotated[float | None, typer.Option(help="Share of images that are measured on; the rest trains.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    test: Annotated[float | None, typer.Option(help="Share of images that are measured on, without --on; the rest trains.")] = None,
+    subset: Annotated[int | None, typer.Option(help="Train on so many images, drawn at random, as CLIP's sweeps on 50000.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="Of whole images: tap, mean, class, or attention (reads above the tap).")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="How many vote in the k-NN classifier.")] = None,
+    shots: Annotated[str | None, typer.Option(metavar="N,...", help="Few-shot: items of each class, as in 1,2,4,8,16.")] = None,
+    texts: Annotated[str | None, typer.Option(help="Zero-shot: the CLIP or SigLIP that they came from (reads above the tap).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the split and of draws.")] = 0,
     precision: Precision = "fp32",
     batch: Batch = 64,
     knobs: Knobs = None,
@@ -45,8 +50,8 @@ def probe_linear(
     json: Json = False,
 ) -> None:
     """What a linear classifier reads out of encoders' features."""
-    listed = targets.replace(" ", "").split(",") if targets else None
-    given = {"targets": listed, "validation": validation, "test": test}
+    given = {"targets": _listed(targets), "validation": validation, "test": test, "subset": subset, "pooling": pooling}
+    given |= {"neighbours": neighbours, "shots": _listed(shots), "texts": texts}
     common = {"at": at, "seed": seed, "precision": precision, "batch": batch}
     _measure("linear", encoders, source, on, {**common, **given}, knobs, out, json)
 
@@ -142,6 +147,11 @@ def _kept(found: Sequence[Measurement], out: Path | None, json: bool) -> None:
 
     pairs = [(b, a, differences([b], [a])) for a, b in combinations(found, 2) if a.name == b.name]
     results(found, None, json, pairs)
+
+
+def _listed(given: str | None) -> list[str] | None:
+    """Names or numbers with commas between them."""
+    return given.replace(" ", "").split(",") if given else None
 
 
 def _arms(encoders: Sequence[str]) -> dict[str, str]:

@@ -38,8 +38,6 @@ if TYPE_CHECKING:  # recipes read the knobs below without torch: what computes i
 
     from pivot.encoder import Encoder
 
-MEANT = ("", "prototype/", "knn/", "majority/")  # classifiers whose mean over targets is worth a number
-
 
 @dataclass(frozen=True)
 class Probe(Instrument):
@@ -146,8 +144,10 @@ class Probe(Instrument):
         ids = {target: [task.test.items[i].id for i in task.split.test if target in task.test.items[i].labels] for target in targets}
         items = {metric: dict(zip(ids[metric.rpartition("/")[2]], found, strict=True)) for metric, found in hits.items()}
         metrics |= {metric: sum(found) / len(found) if found else float("nan") for metric, found in hits.items()}
-        parts = {f"{metric}mean": [f"{metric}{target}" for target in targets] for metric in MEANT}
-        metrics.update({mean: sum(metrics[name] for name in names) / len(names) for mean, names in parts.items()})
+        parts: dict[str, list[str]] = {}  # each classifier's mean over targets
+        for metric in hits:
+            parts.setdefault("".join(metric.rpartition("/")[:2]) + "mean", []).append(metric)
+        metrics |= {mean: sum(metrics[name] for name in names) / len(names) for mean, names in parts.items()}
         return Measurement(
             kind="probe",
             name=f"linear{self.place}",
