@@ -257,6 +257,16 @@ def test_blocks_above_the_tap_are_not_read() -> None:
         probe(encoder, epochs=1)
 
 
+def test_behind_the_projector() -> None:
+    encoder = Encoder.tiny("siglip", layer=0)
+    encoder.projector = torch.nn.Linear(32, 3)
+    torch.nn.init.zeros_(encoder.projector.weight)
+    found = probe(encoder, at="projector", epochs=1)
+    assert found.name == "segment-projector" and found.metrics["recall"] == 0.25, (
+        "a projector that erases everything leaves nothing to read"
+    )
+
+
 # ---- heads and their training
 
 
@@ -311,6 +321,18 @@ def test_shown_are_the_same_images_for_every_encoder() -> None:
     for y, x in np.argwhere(truth > 0):
         assert drawn[y * 8 + 4, x * 8 + 4].tolist() == list(COLOURS[truth[y, x] - 1])
     assert set(one.names) == {"0", "1", "2", "3"} and "100%" in one.says
+
+
+def test_what_is_drawn_as_truth_is_what_was_asked_for() -> None:
+    """By union a patch with a little of a thing is that thing's; by majority it is the ground's."""
+    data = []
+    for one in SCENES:
+        numbers = np.zeros((48, 48), np.uint8)
+        numbers[16:20, 16:20] = 1  # a quarter of a patch
+        data.append(replace(one, truth=Truth(numbers, (), numbers > 0)))
+    for labels, number in (("union", 1), ("majority", 0)):
+        truth = np.array(probe(Encoder.tiny("siglip"), data, labels=labels, epochs=1).shown[0].truth)
+        assert truth[2, 2] == number and truth.sum() == number
 
 
 def test_maps_of_a_folder_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

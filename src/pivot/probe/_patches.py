@@ -65,7 +65,7 @@ class Filled:
     @classmethod
     def of(cls, numbers: np.ndarray, geometry: Geometry) -> Self:
         """Of a class map (H, W), by exact areas."""
-        present = np.unique(numbers)
+        present = np.flatnonzero(np.bincount(numbers.ravel(), minlength=1))
         covered = np.stack([geometry.coverage(numbers == number).ravel() for number in present])
         rows, patches = np.nonzero(covered >= LEAST)
         top, left, bottom, right = geometry.window(*numbers.shape)

@@ -43,8 +43,6 @@ if TYPE_CHECKING:  # recipes read the knobs below without torch: what computes i
     import torch
 
     from pivot.encoder import Encoder
-    from pivot.encoder.geometry import Geometry
-    from pivot.records import Picture
 
 PICTURES = 6
 SIDE, EXACT = 192, 96  # pixels of a picture's longer side: what is kept of it, and what is kept without loss
@@ -146,14 +144,15 @@ class Probe(Instrument):
         chosen = np.linspace(0, len(task.test.rows) - 1, min(PICTURES, len(task.test.rows))).astype(int)
         areas, pictures = task.areas(task.test), []
         for at, row in zip(chosen, task.test.rows[chosen], strict=True):
-            truth = majority(areas.dense([row], task.classes))[0]
+            shares = areas.dense([row], task.classes)
+            truth = majority(shares * task.targets(shares))[0]  # of what is asked for: by union, the ground only where it is alone
             guess = np.where(truth < 0, truth, found[at])
             names = {str(number): task.names[number] if number >= 0 else OUTSIDE for number in sorted({*truth.tolist(), *guess.tolist()})}
             inside = truth >= 0
             pictures.append(
                 Shown(
                     id=task.test.scenes.ids[row],
-                    picture=_seen(task.test.scenes.images[row], task.geometry),
+                    picture=thumbnail(task.geometry.under(picture(task.test.scenes.images[row])), SIDE, EXACT)["uri"],
                     found=guess.reshape(areas.grid).tolist(),
                     truth=truth.reshape(areas.grid).tolist(),
                     says=f"{(guess == truth)[inside].mean():.0%} of the patches as the truth has them",
@@ -161,11 +160,3 @@ class Probe(Instrument):
                 )
             )
         return pictures
-
-
-def _seen(source: Picture, geometry: Geometry) -> str:
-    """The part of a picture under the patches, as a data URI."""
-    whole = picture(source)
-    top, left, bottom, right = geometry.window(whole.height, whole.width)
-    height, width = (bottom - top) * geometry.share[0], (right - left) * geometry.share[1]
-    return thumbnail(whole.crop((round(left), round(top), round(left + width), round(top + height))), SIDE, EXACT)["uri"]
