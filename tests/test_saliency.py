@@ -272,15 +272,15 @@ def test_more_examples_than_are_wanted_are_drawn(pairs: list[Example]) -> None:
 def test_a_killed_one_goes_on_to_the_same_bits(shared_mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saliency, "CHUNK", 2)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    written(shared_mllm, whole, steps=1, batch=2, control=False)
-    started = write(shared_mllm, made("dpo"), ITEMS, killed, How(steps=1, batch=2, control=False), arm="dpo")
+    written(shared_mllm, whole, batch=2, control=False)
+    started = write(shared_mllm, made("dpo"), ITEMS, killed, How(steps=0, batch=2, control=False), arm="dpo")
     while not list(killed.glob("items-*")):
         next(started)
     started.close()
     (first,) = killed.glob("items-*")
     leftover, stamp = killed / ".items-000002.safetensors.12345678.999999.tmp", first.stat().st_mtime_ns
     leftover.write_bytes(b"half")
-    assert written(shared_mllm, killed, steps=1, batch=2, control=False)[0] == (2, 6)
+    assert written(shared_mllm, killed, batch=2, control=False)[0] == (2, 6)
     assert first.stat().st_mtime_ns == stamp and not leftover.exists()
     names = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in killed.iterdir()) == names and len(names) == 4

@@ -38,6 +38,18 @@ def average_precision(found: np.ndarray, cover: np.ndarray) -> float:
     return float((hits * hits.cumsum() / (hits + misses).cumsum()).sum() / hits.sum())
 
 
+def chance(cover: np.ndarray) -> float:
+    """The average precision of patches in random order, in the mean over all orders. Of few patches it is above the region's share.
+
+    At place k of N a patch has cover c, those before it have k - 1 others: its term is (c^2 + sum of c times each other) / k.
+    """
+    patches, total = cover.size, cover.sum()
+    square = np.square(cover).mean()
+    other = (total**2 - patches * square) / (patches * (patches - 1))  # mean product of two patches
+    harmonic = (1 / np.arange(1, patches + 1)).sum()
+    return float((square * harmonic + other * (patches - harmonic)) / total)
+
+
 def entropy(found: np.ndarray) -> float:
     """How scattered a map is: 1 where all patches have the same, 0 where one has it all."""
     shares = found[found > 0] / found.sum()

@@ -5,10 +5,10 @@ the norm of the loss's gradient at its token, or true Grad-CAM. Four numbers hol
 over the region's share of the picture), `pointing` (whether its largest patch lies inside), `auc` and `ap` (of patches sorted by it; see
 `_maps.py`). `entropy` says how scattered it is, region or not.
 
-Three things to hold them against. `chance/`: what a map that knows nothing has, where that is not 1 or a half. `elsewhere/`: the same
-maps against regions of other items, which is what looking at usual places is worth. `global/`: maps of a question about the whole
-picture, against the same regions. Items whose region is empty or everything, and those without any gradient, are counted under
-`left_out/`.
+Three things to hold them against. `chance/`: what random maps have in the mean, where that is neither 1 (`energy`) nor a half (`auc`).
+`elsewhere/`: the same maps against regions of other items, which is what looking at usual places is worth. `global/`: maps of a question
+about the whole picture, against the same regions. Items whose region is empty or everything, those without any gradient and those
+without a global question are counted under `left_out/`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Probe(Instrument):
                 yield from ((f"{prefix}{metric}", measure(found, region)) for metric, measure in AGAINST.items())
         if own is not None and cover is not None:
             yield "chance/pointing", float(_maps.inside(cover).mean())
-            yield "chance/ap", float(cover.mean())
+            yield "chance/ap", _maps.chance(cover)
 
     def _map(self, maps: Mapping[str, np.ndarray], which: Map) -> np.ndarray | None:
         """A map of that kind; None where there is none, or nothing on it."""
@@ -134,8 +134,8 @@ class Probe(Instrument):
 
     def _shown(self, items: Sequence[Item]) -> list[Shown]:
         """Items spread evenly, the same ones for every arm."""
-        shown = []
-        for item in (items[number * len(items) // PICTURES] for number in range(min(PICTURES, len(items)))):
+        shown, count = [], min(PICTURES, len(items))
+        for item in (items[number * len(items) // count] for number in range(count)):
             found, nothing = self._map(item.own, self.map), np.zeros_like(item.own["cam"])
             before, now = item.told["losses"]
             shown.append(
