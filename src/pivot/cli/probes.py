@@ -1,4 +1,4 @@
-"""Verbs that measure encoders: probe linear, probe segment."""
+"""Verbs that measure encoders: probe linear, segment, gradcam, align, change."""
 
 from __future__ import annotations
 
@@ -100,6 +100,43 @@ def probe_gradcam(
     else:
         _arms([str(folder) for folder in folders])
     _kept(list(made.measured(named)), out, json)
+
+
+@probe.command("align")
+def probe_align(
+    encoders: Encoders,
+    source: Source = HELDOUT,
+    llm: Annotated[str | None, typer.Option(help="The language model: a folder, hf:ID, GGUF, or an MLLM, whose LLM is meant.")] = None,
+    k: Annotated[int | None, typer.Option(help="How many neighbours.")] = None,
+    most: Annotated[int | None, typer.Option(help="Captions, at most: the first so many.")] = None,
+    pooling: Annotated[str | None, typer.Option(help="Of pictures: tap, mean or class.")] = None,
+    at: At = "encoder",
+    seed: Annotated[int, typer.Option(help="Of the permutation that shows what chance gives.")] = 0,
+    precision: Precision = "fp32",
+    batch: Batch = 64,
+    knobs: Knobs = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """Whether pictures that encoders find alike have captions that a language model finds alike."""
+    given = {"llm": llm, "k": k, "most": most, "pooling": pooling}
+    common = {"at": at, "seed": seed, "precision": precision, "batch": batch}
+    _measure("align", encoders, source, None, {**common, **given}, knobs, out, json)
+
+
+@probe.command("change")
+def probe_change(
+    reference: Annotated[str, typer.Argument(help="The encoder as it was.")],
+    encoders: Encoders,
+    source: Source = HELDOUT,
+    precision: Precision = "fp32",
+    batch: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
+    knobs: Knobs = None,
+    out: Out = None,
+    json: Json = False,
+) -> None:
+    """How far encoders' weights and features are, layer by layer, from those of the one that they were made from."""
+    _measure("change", [reference, *encoders], source, None, {"precision": precision, "batch": batch}, knobs, out, json)
 
 
 def _measure(
