@@ -43,9 +43,14 @@ VERBS = {
     "detach": {"mllm", "out", "--to", "--truncate", "--json"},
     "encoder inspect": {"name", "--layer", "--pixels", "--json"},
     "env": {"--json"},
+    "probe gradcam": {"folders", "--map", "--order", "--out", "--json"},
     "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
     "push": {"folder", "name", "--private", "--update", "--json"},
     "report": {"runs", "--out", "--json"},
+    "saliency": {
+        *("mllm", "out", "--objective", "--data", "--at", "--steps", "--rate", "--size", "--control", "--keep", "--precision", "--batch"),
+        *("--seed", "--arm", "--json"),
+    },
     "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
 }
 READERS = {
@@ -88,7 +93,7 @@ MODULES = {
     "objective": OBJECTIVES,
     "reward": REWARDS,
     "pretrain": {"supervised"},
-    "probe": {"linear"},
+    "probe": {"gradcam", "linear"},
     "bench": {"world"},
 }
 
