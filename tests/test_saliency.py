@@ -287,6 +287,12 @@ def test_a_killed_one_goes_on_to_the_same_bits(shared_mllm: MLLM, tmp_path: Path
     assert all((killed / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
 
+def test_killed_before_it_said_anything_a_folder_is_begun_anew(shared_mllm: MLLM, tmp_path: Path) -> None:
+    (tmp_path / f".{FACTS}.12345678.999999.tmp").write_text("{")
+    assert written(shared_mllm, tmp_path, size=1)[-1] == (1, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["items-000000.safetensors", FACTS]
+
+
 def test_a_folder_of_something_else_is_refused(shared_mllm: MLLM, tmp_path: Path) -> None:
     out = tmp_path / "out"
     written(shared_mllm, out, size=1, control=False)

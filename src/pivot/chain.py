@@ -177,7 +177,7 @@ class Work:
         missing = next((need for need, done in needs.items() if not done), None)
         if missing and stage.kind != "report":  # a report shows what is there
             raise BadInput(f"stage {stage.name} needs {missing}, which is not finished in {self.folder.path}; run that first")
-        if afresh and stage.kind in TRAINING and self.crew.main:
+        if afresh and stage.kind in (*TRAINING, "saliency") and self.crew.main:
             discard(self.folder.path / stage.name)
         if afresh and stage.kind in TRAINING:
             self.crew.wait()  # the others must not find a checkpoint that is about to go

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from pivot.data.collate import Row
 from pivot.data.lazy import fingerprint
 from pivot.data.talk import turns_of
-from pivot.files import hash_json, read_json, sweep, to_json, whole_file, write_json
+from pivot.files import OURS, hash_json, read_json, sweep, to_json, whole_file, write_json
 from pivot.markup import thumbnail
 from pivot.model import MLLM
 from pivot.objective._contract import Objective
@@ -113,7 +113,7 @@ def _begin(folder: Path, facts: Mapping[str, Any], beside: Mapping[str, Any]) ->
         changed = differences({key: before.get(key) for key in facts}, facts)
         if changed:
             raise BadInput(f"{folder} holds gradients of something else (changed: {', '.join(changed)}); give this one another folder")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and not (folder.is_dir() and all(OURS.fullmatch(path.name) for path in folder.iterdir())):
         raise BadInput(f"{folder} exists and holds no gradients; give another folder")
     else:
         write_json(folder / FACTS, {**facts, **beside})
@@ -126,8 +126,9 @@ def _write(file: Path, subjects: Subjects, start: int, single: Single) -> Iterat
     asked = [one for number in range(start, stop) for one in subjects.questions(number)]
     tensors: dict[str, np.ndarray] = {}
     items: dict[int, dict[str, Any]] = {}
-    for first in range(0, len(asked), subjects.how.batch):
-        some = asked[first : first + subjects.how.batch]
+    at_once = 1 if subjects.how.steps else subjects.how.batch
+    for first in range(0, len(asked), at_once):
+        some = asked[first : first + at_once]
         for (number, of, example), glance in zip(some, single.look([_row(example, single) for _, _, example in some]), strict=True):
             tensors |= {f"{number}/{of}{name}": values for name, values in _maps(glance, subjects.how.keep).items()}
             if of == GLOBAL:
