@@ -95,10 +95,11 @@ def change(arm: str, seed: int, ability: float, dice: np.random.Generator, _: Se
         metrics[f"cka/{place}"], metrics[f"cosine/{place}"] = 1 - 0.01 * moved, 1 - 0.02 * moved
         if place != "embeddings":
             metrics |= {f"weights/{place}/{part}": 1e-3 * moved * (1 + row) for row, part in enumerate(PARTS)}
-    means = {name: float(np.mean([metrics[f"{name}/{place}"] for place in places[1:]])) for name in ("weights", "cka", "cosine")}
-    items = _items(dice, means["cosine"], 0.01)
-    means["cosine"] = float(np.mean(list(items.values())))
-    return Measurement("probe", "change", {**metrics, **means}, 60, "image", arm, seed, "f" * 64, {"cosine": items})
+    items = {f"cosine/{place}": _items(dice, metrics[f"cosine/{place}"], 0.01) for place in places}
+    metrics |= {metric: float(np.mean(list(of.values()))) for metric, of in items.items()}
+    parts = {name: [f"{name}/{place}" for place in places[1:]] for name in ("weights", "cka", "cosine")}
+    means = {name: float(np.mean([metrics[part] for part in of])) for name, of in parts.items()}
+    return Measurement("probe", "change", {**metrics, **means}, 60, "image", arm, seed, "f" * 64, items, parts)
 
 
 MAKERS = {"segment": segment, "gradcam": gradcam, "align": align, "change": change}

@@ -1,7 +1,8 @@
 """What is measured block by block, drawn along the depth of the encoder: a panel a quantity, a curve an arm.
 
-A metric belongs here by its name: QUANTITY/block-NN, QUANTITY/embeddings and QUANTITY/projector, and the same with a part of the block
-behind it (weights/block-03/attention). Whatever is named so is drawn, whichever probe it comes from.
+A metric belongs here by its name: QUANTITY/block-NN, QUANTITY/embeddings and QUANTITY/projector, with a part of the block behind it
+(weights/block-03/attention), or the member of a joined encoder before it (weights/0/block-03). Whatever is named so is drawn,
+whichever probe it comes from.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pivot.report import figures, words
 from pivot.report.figures import Series
 
 Facts = dict[str, Any]
-PLACE = re.compile(r"(?P<quantity>[^/]+)/(?:(?P<end>embeddings|projector)|block-(?P<block>\d{1,4}))(?:/(?P<part>[^/]+))?")
+PLACE = re.compile(r"(?P<quantity>[^/]+(?:/[^/]+)*?)/(?:(?P<end>embeddings|projector)|block-(?P<block>\d{1,4}))(?:/(?P<part>[^/]+))?")
 ENDS = {"embeddings": "emb.", "projector": "proj."}
 AT_MOST_ONE = frozenset({"cka", "cosine"})  # 1 is where nothing moved
 
@@ -31,7 +32,12 @@ class Quantity:
 
     @property
     def caption(self) -> str:
-        return words.heading(words.metric(self.name))
+        quantity, _, member = self.name.partition("/")
+        return " ".join(said for said in (words.heading(words.metric(quantity)), member) if said)
+
+    @property
+    def at_most_one(self) -> bool:
+        return self.name.partition("/")[0] in AT_MOST_ONE
 
 
 def quantities(metrics: Sequence[str]) -> list[Quantity]:
@@ -66,7 +72,7 @@ def figure(quantity: Quantity, rows: Sequence[Facts], tones: Mapping[str, int], 
     series = [one for arm, tone in tones.items() for one in _series(quantity, rows, arm, tone)]
     if not series:
         return None
-    low = None if quantity.name in AT_MOST_ONE else min(0.0, *(value for one in series for _, value in one.points))
+    low = None if quantity.at_most_one else min(0.0, *(value for one in series for _, value in one.points))
     means = f"of {quantity.part} alone" if quantity.part else ""
     label = " ".join(f"{quantity.caption} {means} from block to block".split())
     svg = figures.curves(series, label, x_label="block", low=low, high=top, names=quantity.places)
@@ -79,7 +85,7 @@ def panels(found: Sequence[Quantity], rows: Sequence[Facts], tones: Mapping[str,
     for one in found:
         inside = set(one.metrics.values())
         values = [row["value"] for row in rows if row["metric"] in inside and words.is_number(row["value"])]
-        if one.name in AT_MOST_ONE and all(value <= 1 for value in values):
+        if one.at_most_one and all(value <= 1 for value in values):
             tops[one.name, bool(one.part)] = 1.0
         elif one.part and values:
             tops[one.name, True] = max(1.05 * max(values), tops.get((one.name, True), 0.0))

@@ -206,7 +206,7 @@ def curves(
     drawn_series = [replace(one, points=thinned(one.points, POINTS), end=_cut(one.end)) for one in series if one.points]
     if not drawn_series:
         return element("p", "no values", class_="none")
-    room = 14 + LETTER * max(len(one.end) for one in drawn_series)
+    room = max(14 + LETTER * max(len(one.end) for one in drawn_series), 0 if names is None else 20 + LETTER * len(x_label))
     steps = [x for one in drawn_series for x, _ in one.points]
     bottom, top = span([y for one in drawn_series for _, y in one.points])
     y = Axis(bottom if low is None else low, top if high is None else high, 178, 34)

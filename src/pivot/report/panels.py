@@ -101,7 +101,7 @@ def _scored(scores: Scores, line: Line) -> Row:
         value, how = baseline
         says = f"{line.label}: {how} gives {words.score(value, scale.factor, scale.digits)}{scale.unit}"
         reference = (scale.factor * value, says)
-    return Row(line.label, dots, bool(scores.shape["parts"].get(line.metric)), reference=reference)
+    return Row(line.label, dots, scores.whole(line.metric), reference=reference)
 
 
 def differences(scores: Scores) -> list[Facts]:
@@ -146,4 +146,4 @@ def _difference(scores: Scores, a: str, b: str, line: Line) -> Row | None:
     title = f"{scores.contrast(a, b)}, {line.label}: {told['text']} {told['interval']}, {pair['n']} items"
     value, low, high = (factor * pair[key] for key in ("difference", "low", "high"))
     dot = Dot(value, low, high, scores.tones[a], title)
-    return Row(line.label, [dot], bool(scores.shape["parts"].get(line.metric)), note=told["text"])
+    return Row(line.label, [dot], scores.whole(line.metric), note=told["text"])

@@ -85,10 +85,13 @@ class Scores:
         return depth.quantities(self.shape["metrics"])
 
     @cached_property
+    def layers(self) -> set[str]:
+        return {metric for quantity in self.layered for metric in quantity.metrics.values()}
+
+    @cached_property
     def known(self) -> list[str]:
         """Metrics that stand for themselves: no baselines, and none that is told block by block."""
-        layered = {metric for quantity in self.layered for metric in quantity.metrics.values()}
-        return [metric for metric in self.shape["metrics"] if metric not in layered and not is_baseline(metric)]
+        return [metric for metric in self.shape["metrics"] if metric not in self.layers and not is_baseline(metric)]
 
     @cached_property
     def headline(self) -> str:
@@ -105,7 +108,7 @@ class Scores:
         found: list[tuple[str, int]] = []
 
         def add(metric: str, depth: int) -> None:
-            if metric not in self.sure or metric in (one for one, _ in found):
+            if metric not in self.sure or metric not in self.known or metric in (one for one, _ in found):
                 return
             found.append((metric, depth))
             for part in parts.get(metric, ()):
@@ -130,17 +133,24 @@ class Scores:
         told = {line.metric for line in self.unsure}
         return [metric for metric in self.known if metric not in self.sure and metric not in told]
 
+    def whole(self, metric: str) -> bool:
+        """Whether its parts are lines too."""
+        return not self.sure.isdisjoint(self.shape["parts"].get(metric, ())) and not self.layers.issuperset(self.shape["parts"][metric])
+
     # -- numbers
 
     @cached_property
     def _plain(self) -> frozenset[str]:
         """Last parts of metrics that are not all shares. What has parts is on one scale with them."""
         values: dict[str, list[float]] = {}
+        plain: set[str] = set()
+        sure = {words.leaf(metric) for metric in self.sure}
         for row in self.rows:
             leaf = words.leaf(row["metric"])
-            if words.is_number(row["value"]) and (row["metric"] in self.sure or not any(words.leaf(one) == leaf for one in self.sure)):
+            if words.is_number(row["value"]) and (row["metric"] in self.sure or leaf not in sure):
                 values.setdefault(leaf, []).append(row["value"])
-        plain = {leaf for leaf, of in values.items() if leaf in words.PLAIN or not all(0 <= value <= 1 for value in of)}
+                plain |= {leaf} if words.PLAIN.intersection(row["metric"].split("/")) else set()
+        plain |= {leaf for leaf, of in values.items() if not all(0 <= value <= 1 for value in of)}
         families = [{words.leaf(one) for one in (metric, *parts)} for metric, parts in self.shape["parts"].items()]
         while more := {leaf for family in families if family & plain for leaf in family - plain}:
             plain |= more
@@ -232,7 +242,7 @@ class Scores:
         return {
             "label": f"{line.label}{unit}",
             "depth": line.depth,
-            "strong": bool(self.shape["parts"].get(line.metric)),
+            "strong": self.whole(line.metric),
             "n": max((row["n"] for arm in self.arms if (row := self.row(arm, line.metric))), default=0),
             "values": {arm: self.told(self.row(arm, line.metric)) for arm in self.tones},
             "differences": {(a, b): self.told(self.pair(a, b, line.metric), "difference") for a, b in self.contrasts},

@@ -93,8 +93,12 @@ METRICS = {
 }
 
 
-def told(objectives: Collection[str], metrics: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Those that occur on a page."""
-    yield from (said for name, said in OBJECTIVES.items() if name in objectives)
-    parts = {part for metric in metrics for part in metric.split("/")}
+def objectives(used: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Those of the objectives that a page tells of."""
+    yield from (said for name, said in OBJECTIVES.items() if name in used)
+
+
+def metrics(shown: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Those of the metrics that a page shows."""
+    parts = {part for metric in shown for part in metric.split("/")}
     yield from (said for pattern, said in METRICS.items() if any(re.fullmatch(pattern, part) for part in parts))

@@ -29,7 +29,7 @@ PLAIN = frozenset({"ap", "auc", "average_precision", "cka", "cknna", "cosine", "
 # What a map has by chance.
 UNINFORMED = {"energy": 1.0, "auc": 0.5}
 # What stands before that: the same number by other means, or of something that should not have it.
-VARIANTS = {"cam": "Grad-CAM", "global": "global question", "norm": "gradient norm"}
+VARIANTS = {"cam": "Grad-CAM", "global": "global question", "knn": "k-NN", "norm": "gradient norm"}
 
 
 def is_number(value: Any) -> bool:
