@@ -202,6 +202,12 @@ def test_a_rate_that_breaks_the_weights_is_named(shared_mllm: MLLM, pairs: list[
         glances(shared_mllm, made("dpo"), pairs[:1], 3, rate=1e30)
 
 
+def test_activations_in_bf16_find_nearly_the_same(shared_mllm: MLLM, pairs: list[Example]) -> None:
+    exact, rough = (glances(shared_mllm, made("dpo"), pairs[:1], 2, precision=precision)[0] for precision in ("fp32", "bf16"))
+    assert np.corrcoef(exact.gradient.ravel(), rough.gradient.ravel())[0, 1] > 0.98
+    assert (exact.gradient != rough.gradient).any() and rough.losses == pytest.approx(exact.losses, rel=0.02)
+
+
 def test_maps_of_a_glance() -> None:
     """By hand: two tokens, two channels."""
     geometry = Geometry((1, 2), None, None)
@@ -319,13 +325,14 @@ def test_a_folder_of_something_else_is_refused(shared_mllm: MLLM, tmp_path: Path
     [
         ("grpo", {"reward": {"name": "answer"}}, "from replies that the model writes itself"),
         ("kto", {}, "from the chosen, the rejected and another row's response"),
+        ("reward_model", {}, "by way of a head"),
         ("dpo", {"image": 1.0}, "and the chosen one to a crop"),
     ],
 )
 def test_objectives_without_a_loss_on_one_row_are_refused(
     shared_mllm: MLLM, tmp_path: Path, objective: str, knobs: dict[str, Any], learns: str
 ) -> None:
-    with pytest.raises(BadInput, match=f"{objective} has no loss on one row of data by itself .*{learns}"):
+    with pytest.raises(BadInput, match=f"{objective} gives a row of data no loss of its own .*{learns}"):
         written(shared_mllm, tmp_path / "out", made(objective, **knobs))
     assert not (tmp_path / "out").exists()
 

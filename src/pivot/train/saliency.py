@@ -81,7 +81,8 @@ def write(
     called = objective_facts(objective)
     if not objective.alone:
         learns = "from replies that the model writes itself" if objective.online else f"from {objective.learns}"
-        raise BadInput(f"objective {called['name']} has no loss on one row of data by itself (it learns {learns}); take sft or dpo")
+        learns += ", by way of a head" if objective.head != "none" else ""
+        raise BadInput(f"objective {called['name']} gives a row of data no loss of its own (it learns {learns}); take sft or dpo")
     settings = (settings or Settings()).model_copy(update={"precision": how.precision})
     if mllm.model.dtype in (torch.float16, torch.bfloat16):
         mllm.to(dtype="float32")
