@@ -43,8 +43,17 @@ VERBS = {
     "detach": {"mllm", "out", "--to", "--truncate", "--json"},
     "encoder inspect": {"name", "--layer", "--pixels", "--json"},
     "env": {"--json"},
+    "probe align": {
+        *("encoders", "--data", "--llm", "--k", "--most", "--pooling", "--at", "--seed", "--precision", "--batch", "--set", "--out"),
+        "--json",
+    },
+    "probe change": {"reference", "encoders", "--data", "--precision", "--batch", "--set", "--out", "--json"},
     "probe gradcam": {"folders", "--map", "--order", "--out", "--json"},
     "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
+    "probe segment": {
+        *("encoders", "--data", "--on", "--at", "--head", "--labels", "--epochs", "--repeats", "--test", "--seed"),
+        *("--precision", "--batch", "--set", "--out", "--json"),
+    },
     "push": {"folder", "name", "--private", "--update", "--json"},
     "report": {"runs", "--out", "--json"},
     "saliency": {
@@ -93,7 +102,7 @@ MODULES = {
     "objective": OBJECTIVES,
     "reward": REWARDS,
     "pretrain": {"supervised"},
-    "probe": {"gradcam", "linear"},
+    "probe": {"gradcam", "linear", "segment"},
     "bench": {"world"},
 }
 

@@ -145,6 +145,9 @@ def test_patches_are_those_of_what_the_encoder_sees() -> None:
     assert dense[0].tolist() == [[0, 1], [0.5, 0.5], [1, 0]] and odd.scale * 9 == pytest.approx(40 * 30)
     wide = Filled.of(numbers, Geometry((4, 4), None, (40, 60)))  # 15 pixels of padding on either side: patches that show nothing
     dense = Areas.of([wide], (4, 4)).dense([0], 2)
+    said = np.ones((1, 16, 2), bool)
+    everything = task([numbers], Geometry((4, 4), None, (40, 60))).marked(iter([(said, said[..., 0] * 1)]))
+    assert everything.patches.said.tolist() == [[8, 8]] and everything.pixels.said.sum() == pytest.approx(40 * 30)
     assert majority(dense).reshape(4, 4)[0].tolist() == [-1, 1, 0, -1] and not union(dense).reshape(4, 4, 2)[:, [0, 3]].any()
     sliver = np.zeros((320, 320), np.uint8)
     sliver[0, 0] = 1
@@ -154,13 +157,12 @@ def test_patches_are_those_of_what_the_encoder_sees() -> None:
 # ---- intervals
 
 
-def counts(images: int, skill: float, seed: int = 0) -> Macro:
-    """Classes of very different frequency, and images of very different size, on which a head is better the smaller they are."""
+def counts(images: int, mean: float, seed: int = 0) -> Macro:
+    """Classes of very different frequency and recall, in images that hold very different amounts of them."""
     dice = np.random.default_rng(seed)
     there = dice.poisson(np.array([20, 6, 2, 0.5]) * dice.gamma(1.0, 1.0, (images, 1)))
-    return Macro(
-        dice.binomial(there, np.clip(skill + dice.normal(0, 0.15, (images, 1)) - 0.002 * there, 0, 1)).astype(float), there.astype(float)
-    )
+    skill = mean + np.array([0.35, 0.1, -0.15, -0.3])
+    return Macro(dice.binomial(there, np.clip(skill + dice.normal(0, 0.15, (images, 1)), 0, 1)).astype(float), there.astype(float))
 
 
 def test_items_have_the_metric_as_their_mean_and_its_spread() -> None:

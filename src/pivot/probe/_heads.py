@@ -110,7 +110,10 @@ def prior(lesson: Lesson, labels: Labels) -> torch.Tensor:
 
 
 def train(lesson: Lesson, how: Probe, seed: int, device: torch.device, tell: Callable[[int, int], None]) -> Iterator[nn.Module]:
-    """The head after each epoch, the same object each time. Only seed and lesson decide it: nobody else's random numbers are touched."""
+    """The head after each epoch, the same object each time.
+
+    Only seed and lesson decide it, on a GPU up to the order in which it adds; nobody else's random numbers are touched.
+    """
     dice = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
