@@ -102,7 +102,7 @@ MODULES = {
     "objective": OBJECTIVES,
     "reward": REWARDS,
     "pretrain": {"supervised"},
-    "probe": {"gradcam", "linear", "segment"},
+    "probe": {"align", "change", "gradcam", "linear", "segment"},
     "bench": {"world"},
 }
 
