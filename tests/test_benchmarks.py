@@ -16,7 +16,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["base", "packing", "score"])
+@pytest.mark.parametrize("name", ["base", "linear", "packing", "score"])
 def test_a_benchmark_explains_itself(name: str) -> None:
     done = subprocess.run([sys.executable, FOLDER / f"{name}.py", "--help"], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr[-2000:]

@@ -104,6 +104,19 @@ def test_the_minimum_has_no_slope() -> None:
         assert slope.abs().max() < 1e-6
 
 
+def test_features_that_tell_all_apart_are_fitted_to_the_end_from_anywhere() -> None:
+    # With no loss left, what is still to be had looks small wherever a fit starts: one that believes this stays where it was.
+    dice = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 8, (400,), generator=dice)
+    x = torch.randn(400, 60, generator=dice) + 2 * torch.randn(8, 60, generator=dice)[y]
+    problem = Logistic(x, y, 8)
+    near = problem.fit(1.0, tolerance=1e-7)
+    cold, warm = problem.fit(100.0), problem.fit(100.0, near, tolerance=1e-7)
+    assert near.objective > 10 * cold.objective and warm.objective < 1.01 * cold.objective
+    norms = [float(one.weight.norm()) for one in (near, cold, warm)]
+    assert abs(norms[2] / norms[1] - 1) < 0.05 and norms[0] < 0.7 * norms[1], norms
+
+
 def test_where_a_fit_starts_does_not_matter() -> None:
     dice = torch.Generator().manual_seed(0)
     problem = Logistic(torch.randn(200, 8, generator=dice), torch.randint(0, 3, (200,), generator=dice), 3)
@@ -158,7 +171,7 @@ def test_the_search_finds_strength_where_features_are_mostly_noise() -> None:
     x = torch.randn(400, 150, generator=dice)
     x[:, 0] += y
     of = Labelled(x, y, torch.arange(160), torch.arange(160, 400), x, torch.arange(0), 2)
-    c = Search(-4, 4, 4).best(of, of.train)
+    c, _ = Search(-4, 4, 4).best(of, of.train)
     right = {e: float((Logistic(x[:160], y[:160], 2).fit(10**e).scores(x[160:]).argmax(1) == y[160:]).sum()) for e in (-4, -2, 0, 2, 4)}
     found = float((Logistic(x[:160], y[:160], 2).fit(c).scores(x[160:]).argmax(1) == y[160:]).sum())
     assert c < 1 and found >= max(right.values()) - 1 > right[4]

@@ -17,7 +17,7 @@ from pivot.probe._logistic import Classifier, Logistic
 from pivot.probe._near import neighbours, prototypes
 from pivot.records import BadInput
 
-SEARCH_TOLERANCE = 1e-5  # the search needs which C is best, not the last digits of its fit
+SEARCH_TOLERANCE = 1e-7  # as near the minimum as float32 tells: fits that stop sooner do as if a strong penalty were the best
 STEP = 2.0  # decades between the first C of the search
 BLOCK = 8192  # items whose scores are held at a time
 
@@ -68,9 +68,9 @@ class Labelled:
         """The same guess for each of the asked rows."""
         return torch.bincount(self.y[self.fitted]).argmax().expand(len(self.rows))
 
-    def logistic(self, c: float, fitted: Tensor) -> Tensor:
-        """The guess for each of the asked rows."""
-        classifier = Logistic(self.x, self.y, self.classes, fitted).fit(c)
+    def logistic(self, c: float, fitted: Tensor, start: Classifier | None = None) -> Tensor:
+        """The guess for each of the asked rows. `start`: a classifier that may be near."""
+        classifier = Logistic(self.x, self.y, self.classes, fitted).fit(c, start)
         return torch.cat([scores.argmax(1) for scores in _scores(classifier, self.asked, self.rows)])
 
     def shots(self, k: int, draw: int, seed: int) -> Tensor:
@@ -92,10 +92,10 @@ class Search:
     highest: float
     halvings: int
 
-    def best(self, of: Labelled, train: Tensor) -> float:
-        """The C that is best on the validation items: most right, then least log-loss. Without any it is the middle of the range."""
+    def best(self, of: Labelled, train: Tensor) -> tuple[float, Classifier | None]:
+        """The C that is best on the validation items, most right, then least log-loss, and its classifier. Without any the middle one."""
         if not len(of.validation):
-            return float(10 ** ((self.lowest + self.highest) / 2))
+            return float(10 ** ((self.lowest + self.highest) / 2)), None
         problem = Logistic(of.x, of.y, of.classes, train)
         fits: dict[float, Classifier] = {}
         marks: dict[float, tuple[float, float]] = {}
@@ -114,7 +114,8 @@ class Search:
             best = max(marks, key=lambda exponent: marks[exponent])
             attempt(best - STEP / 2**halving)
             attempt(best + STEP / 2**halving)
-        return float(10 ** max(marks, key=lambda exponent: marks[exponent]))
+        best = max(marks, key=lambda exponent: marks[exponent])
+        return float(10**best), fits[best]
 
 
 def _mark(classifier: Classifier, of: Labelled) -> tuple[float, float]:

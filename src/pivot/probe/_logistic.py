@@ -23,7 +23,10 @@ import torch
 
 MEMORY = 10  # curvature pairs that L-BFGS keeps
 SUFFICIENT = 1e-4  # Armijo's share of the promised decrease
-COARSE = 1e-7  # decreases of the mean loss below this are float64's to find: float32 rounds each item's loss by as much
+COARSE = 1e-7  # decreases below this share of the loss are float64's to find: float32 rounds each item's loss by as much
+SMALL = 0.01  # a mean loss below this counts as this: all items are told apart, and what is left to gain is how surely
+SHORTEST = 1e-4  # step that is tried; if it gains nothing either, rounding hides what there is to gain
+FLAT = 0.01  # of the curvature at zero: where all items are told apart there is next to none, but soon there is again
 LOGITS = 1 << 22  # of one block: 16 MB in float32, so that a block's exponentials stay near the processor; on CUDA sixteen times as many
 
 
@@ -35,7 +38,6 @@ class Classifier:
     bias: torch.Tensor  # (K,)
     objective: float  # that of the module's docstring, divided by C * N
     iterations: int
-    solution: torch.Tensor  # (D + 1, K) in rotated coordinates: where the fit at another C may start
 
     def scores(self, x: torch.Tensor) -> torch.Tensor:
         """(N, K) logits."""
@@ -58,25 +60,44 @@ class Logistic:
         self.penalised = torch.cat([torch.ones_like(spread), 0 * one])
 
     def fit(self, c: float, start: Classifier | None = None, *, iterations: int = 1000, tolerance: float = 1e-8) -> Classifier:
-        """The minimum at C, up to a decrease of `tolerance` in the mean loss."""
+        """The minimum at C, up to a decrease of `tolerance` of its value (see SMALL).
+
+        `start`: a classifier that may be near, of another C or other items.
+        """
         # scikit-learn gives two classes one weight vector. With two opposite ones the same penalty needs twice the strength.
         strength = (2.0 if self.classes == 2 else 1.0) / (c * len(self.rows)) * self.penalised[:, None]
-        curvature = (1 - 1 / self.classes) / self.classes
-        scale = (curvature * self.spread[:, None] + strength).rsqrt()  # (D + 1, 1)
+        begin = self._begin(start)
+        scale = (self._curvature(begin, start is None) * self.spread[:, None] + strength).rsqrt()  # (D + 1, 1)
 
         def objective(free: torch.Tensor, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
             weight = free * scale
             loss, slope = self._mean_loss(weight, dtype)
             return loss + float((strength * weight * weight).sum()) / 2, (slope + strength * weight) * scale
 
-        begin = scale.new_zeros(len(scale), self.classes) if start is None else start.solution
         descent = Descent(begin / scale)
         descent.go(lambda free: objective(free, torch.float32), iterations, max(tolerance, COARSE))
         if tolerance < COARSE:
             descent.go(lambda free: objective(free, torch.float64), iterations, tolerance)
         solution = descent.x * scale
         weight = self.axes @ solution[:-1]
-        return Classifier(weight, solution[-1] - self.mean @ weight, descent.value, descent.used, solution)
+        return Classifier(weight, solution[-1] - self.mean @ weight, descent.value, descent.used)
+
+    def _begin(self, start: Classifier | None) -> torch.Tensor:
+        """A classifier in rotated coordinates: (D + 1, K)."""
+        if start is None:
+            return self.mean.new_zeros(len(self.mean) + 1, self.classes)
+        return torch.cat([self.axes.T @ start.weight, (start.bias + self.mean @ start.weight)[None]])
+
+    def _curvature(self, weight: torch.Tensor, zero: bool) -> float:
+        """The mean of p (1 - p) over items and classes: how far the loss bends, which is far less where items are told apart already."""
+        uniform = (1 - 1 / self.classes) / self.classes
+        if zero:
+            return uniform
+        turned, bias, bent = (self.axes @ weight[:-1]).float(), weight[-1].float(), 0.0
+        for block, _ in self._blocks(torch.float32):
+            p = torch.softmax(torch.addmm(bias, block, turned), dim=1)
+            bent += float((p - p * p).sum(dtype=torch.float64))
+        return max(bent / len(self.rows) / self.classes, FLAT * uniform)
 
     def _mean_loss(self, weight: torch.Tensor, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
         """The mean log-loss of weights (D + 1, K) in rotated coordinates, and its slope there; the work on items is done in `dtype`."""
@@ -111,7 +132,7 @@ class Descent:
         self.pairs: Pairs = deque(maxlen=MEMORY)
 
     def go(self, objective: Objective, iterations: int, tolerance: float) -> None:
-        """Until the decrease that the quadratic model still promises is below `tolerance`, or `iterations` are used in all.
+        """Until the decrease that the quadratic model still promises is below `tolerance` of the value, or `iterations` are used in all.
 
         What was learnt of the curvature serves a next call with the same objective in more digits.
         """
@@ -119,7 +140,7 @@ class Descent:
         while self.used < iterations:
             step = _direction(gradient, self.pairs)
             slope = _dot(gradient, step)
-            if -slope / 2 <= tolerance:
+            if -slope / 2 <= tolerance * max(self.value, SMALL):
                 return
             length = 1.0
             while True:
@@ -129,7 +150,7 @@ class Descent:
                     break
                 # to where a parabola through both values would be lowest
                 length *= min(max(-slope * length / 2 / (value - self.value - slope * length), 0.1), 0.5)
-                if length < 1e-10:  # no lower value can be told apart from this one any more
+                if length < SHORTEST:
                     return
             self.used += 1
             move, bend = trial - self.x, trial_gradient - gradient

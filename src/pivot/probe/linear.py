@@ -177,16 +177,16 @@ class Probe(Instrument):
             return (guess == numbers).double()
 
         search = Search(self.lowest, self.highest, self.halvings)
-        c = search.best(of, of.train)
+        c, near = search.best(of, of.train)
         found = {
-            "": right(of.logistic(c, of.fitted)),
+            "": right(of.logistic(c, of.fitted, near)),
             "prototype/": right(of.prototypes()),
             "knn/": right(of.neighbours(self.neighbours)),
             "majority/": right(of.majority()),
         }
         for k in self.shots:
             drawn = [of.shots(k, draw, self.seed) for draw in range(self.draws)]
-            few = search.best(of, drawn[0])
+            few, _ = search.best(of, drawn[0])
             found[f"{k}-shot/"] = torch.stack([right(of.logistic(few, rows)) for rows in drawn]).mean(0)
         return {metric: hits.tolist() for metric, hits in found.items()}, {"C": c, "trained": float(len(of.fitted))}
 
