@@ -304,10 +304,10 @@ def test_channels_of_any_size_are_one_to_the_head() -> None:
     assert torch.allclose(a[..., :4], b[..., :4], atol=1e-4) and torch.all(b[..., 4] == 0)
 
 
-def test_the_best_epoch_is_at_least_the_last_one() -> None:
+def test_the_best_epoch_is_taken_only_if_asked_for() -> None:
     knobs = {"rate": 0.3, "floor": 0.3, "epochs": 8}  # so fast that it jumps about
     encoder = Encoder.tiny("siglip")
-    assert probe(encoder, best=True, **knobs).metrics["recall"] >= probe(encoder, **knobs).metrics["recall"]
+    assert probe(encoder, best=True, **knobs).metrics["recall"] > probe(encoder, **knobs).metrics["recall"]
 
 
 # ---- data, pictures, the command line
