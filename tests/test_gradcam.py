@@ -175,7 +175,7 @@ def test_knobs_choose_the_map_that_comes_first(tmp_path: Path) -> None:
     (first,) = l2.shown[:1]
     np.testing.assert_allclose(first.found, maps[0] / maps[0].max(), atol=1e-4)
     np.testing.assert_allclose(first.truth, regions[0], atol=1e-4)
-    assert first.says == "where? (loss 0.7, then 0.6)"
+    assert first.says == "where?\nloss 0.7, then 0.6"
     with pytest.raises(BadInput, match="gradients of a: none of 8 items has any"):
         measured(path, map="cam")
 

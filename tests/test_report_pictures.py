@@ -84,6 +84,8 @@ def test_each_item_has_its_picture_once_and_a_cell_for_each_arm(view: dict[str, 
 def test_what_is_said_of_the_item_stands_once_and_of_an_arm_with_the_arm(view: dict[str, Any], made: RunFolder) -> None:
     item = section(view, "gradcam", "seen")["items"][0]
     stored = {one.arm: one.shown[0].says.split("\n") for one in made.measurements() if one.name == "gradcam"}
+    classes = section(view, "segment", "seen")["items"][0]
+    assert classes["says"] == "" and all("truth has them" in cell["caption"] for cell in classes["cells"][2:])
     assert item["says"] == stored["sft"][0] == stored["dpo"][0]
     assert {cell["arm"]: cell["caption"] for cell in item["cells"][1:]} == {arm: said[1] for arm, said in stored.items()}
 
@@ -307,6 +309,13 @@ def test_what_has_parts_is_on_one_scale_with_them() -> None:
     plain = Scores(shape, rows, [], {"x": 0}, frozenset())
     assert [plain.scale(name).factor for name in metrics] == [1, 1, 1]
     assert plain.told(plain.row("x", "mean")) and plain.told(plain.row("x", "mean"))["text"] == "300.4"  # type: ignore[index]
+
+
+def test_a_difference_too_small_for_its_decimals_is_not_called_zero(view: dict[str, Any]) -> None:
+    change = scores(view, "change")
+    pair = {**change.pairs[0], "metric": "weights", "low": None, "high": None}
+    told = [change.told({**pair, "difference": value}, "difference") for value in (4.1e-9, -4.1e-9, 0.0)]
+    assert [one and one["text"].replace(words.THIN, " ") for one in told] == ["+4.1 × 10⁻⁹", "−4.1 × 10⁻⁹", "0.00000"]
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ class Probe(Instrument):
                     picture=item.told["picture"],
                     found=(nothing if found is None else found / found.max()).round(4).tolist(),
                     truth=(nothing if item.cover is None else item.cover).round(4).tolist(),
-                    says=f"{item.told['question']} (loss {before:.3g}{'' if before == now else f', then {now:.3g}'})",
+                    says=f"{item.told['question']}\nloss {before:.3g}{'' if before == now else f', then {now:.3g}'}",
                 )
             )
         return shown

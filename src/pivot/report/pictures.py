@@ -75,15 +75,14 @@ def gallery(arms: Mapping[str, Measurement], leave_out: Callable[[str, str], Non
         except BadInput as why:
             leave_out(arm, f"the picture of {item}: {why}")
             continue
+        # Of class maps it is said how well they fit, even where all arms' fit alike.
+        common = [line for line in _lines(first) if not first.names and all(line in _lines(one) for one in of.values())]
         found.append(
             {
                 "id": item,
                 "picture": picture,
-                "says": [line for line in _lines(first) if all(line in _lines(one) for one in of.values())],
-                "said": {
-                    arm: [line for line in _lines(one) if any(line not in _lines(other) for other in of.values())]
-                    for arm, one in of.items()
-                },
+                "says": common,
+                "said": {arm: [line for line in _lines(one) if line not in common] for arm, one in of.items()},
                 "names": dict(first.names),
                 "truth": first.truth,
                 "found": {arm: of[arm].found if arm in of else None for arm in arms},
