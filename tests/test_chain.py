@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -57,7 +58,7 @@ class Stand:
         self.ran: list[str] = []
         self.content = "one"
         self.fails: str | None = None
-        for kind in ("pretrain", "align", "instruct", "post", "detach", "probe", "bench", "report"):
+        for kind in ("pretrain", "align", "instruct", "post", "detach", "saliency", "probe", "bench", "report"):
             monkeypatch.setattr(Work, f"_{kind}", self.stage)
         monkeypatch.setattr(chain, "_rehearse", lambda recipe, folder, again: None)  # there is nothing to read; tests/test_plan.py
 
@@ -123,6 +124,30 @@ def test_built_from_parts_the_original_encoder_is_the_one_that_was_given() -> No
     assert needs["encoder-original"] == () and needs["bench-world-original"] == ("instruct",)
 
 
+COMPARED = {"change": {"data": "heldout"}, "look": {"use": "gradcam", "data": "few"}}
+
+
+def test_what_moved_waits_for_both_encoders_and_where_losses_look_for_gradients_of_given_weights() -> None:
+    planned = {stage.name: stage.needs for stage in stages(made(seeds=[3, 4], instruct={"data": "pairs", "rates": RATES}, probes=COMPARED))}
+    arms = [f"{arm}/seed-{seed}" for arm in ("sft", "dpo") for seed in (3, 4)]
+    assert {name: needs for name, needs in planned.items() if name.startswith("probe-change")} == {
+        f"probe-change-{arm}": ("encoder-original", f"encoder-{arm}") for arm in arms
+    }
+    assert {name: needs for name, needs in planned.items() if "look" in name} == {
+        **{f"saliency-look/{arm}": ("instruct",) for arm in ("sft", "dpo")},
+        **{f"probe-look-{arm}/seed-3": (f"saliency-look/{arm}",) for arm in ("sft", "dpo")},
+    }
+    with pytest.raises(BadInput, match="has no arm for that"):
+        stages(made(arms={"sft": PLAIN["arms"]["sft"]}, probes=COMPARED))
+
+
+def test_no_gradients_of_a_row_are_asked_of_what_has_no_loss_on_one() -> None:
+    rates = PLAIN["arms"]["sft"]["rates"]
+    writes = {"objective": {"name": "grpo", "reward": "answer"}, "rates": rates}
+    names = [stage.name for stage in stages(made(arms={**PLAIN["arms"], "grpo": writes}, probes=COMPARED))]
+    assert "probe-change-grpo/seed-0" in names and not [name for name in names if "look" in name and "grpo" in name]
+
+
 def test_a_recipe_without_arms_only_trains() -> None:
     chat = {"data": "pairs", "rates": RATES}
     assert [stage.name for stage in stages(made(arms={}, align=chat, instruct=chat))] == ["align", "instruct"]
@@ -134,6 +159,22 @@ def test_a_recipe_without_arms_only_trains() -> None:
 def test_finished_stages_are_skipped(stand: Stand, folder: RunFolder) -> None:
     assert stand.run(folder) == [*POSTS, *REST, "report"]
     assert stand.run(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "new"),
+    [
+        ({"probes": {**PLAIN["probes"], "change": {"data": "heldout"}}}, ["probe-change-sft/seed-0", "probe-change-dpo/seed-0"]),
+        ({"bench": {**PLAIN["bench"], "new": {"use": "world"}}}, [f"bench-new-{arm}" for arm in ("original", "sft/seed-0", "dpo/seed-0")]),
+        ({"arms": {**PLAIN["arms"], "late": {}}}, [f"{what}-late/seed-0" for what in STEPS]),
+    ],
+)
+def test_a_finished_run_computes_what_was_added_and_reports_anew(
+    stand: Stand, folder: RunFolder, more: dict[str, Any], new: list[str]
+) -> None:
+    stand.run(folder)
+    assert stand.run(folder, **more) == [*new, "report"]
+    assert stand.run(folder, **more) == []
 
 
 @pytest.mark.parametrize("name", ["post-dpo/seed-0", "probe-linear-sft/seed-0"])
@@ -298,6 +339,36 @@ def test_the_encoder_that_comes_out_is_the_one_that_was_trained(finished: RunFol
         inside = weights(MLLM.load(finished.post(arm, 0) / "model").detach())
         assert all(torch.equal(a, b) for a, b in zip(taken, inside, strict=True))
         assert not all(torch.equal(a, b) for a, b in zip(taken, untouched, strict=True))
+
+
+def test_a_finished_run_takes_every_probe(finished: RunFolder, tmp_path: Path, own_cache: None) -> None:
+    """Added to its recipe, they are all that is computed; gradients are those of the weights that both arms began with."""
+    folder = RunFolder(tmp_path / "longer")
+    shutil.copytree(finished.path, folder.path)
+    trained = folder.manifest()["stages"]["post-dpo/seed-0"]
+    probes = {
+        **PLAIN["probes"],
+        "segment": {"data": "heldout", "epochs": 1, "repeats": 1, "width": 8},
+        "align": {"data": "heldout", "llm": "base", "k": 2, "most": 24},
+        **COMPARED,
+        "look": {"use": "gradcam", "data": "few", "steps": 0, "size": 4},
+    }
+    ran: list[str] = []
+    chain.run(made(probes=probes), folder, lambda event: ran.append(event.stage) if event.kind == "begin" else None)
+    assert (
+        not [name for name in ran if name.startswith(("post", "encoder", "bench", "probe-linear", "probe-behind"))] and ran[-1] == "report"
+    )
+    assert folder.manifest()["stages"]["post-dpo/seed-0"] == trained
+    found = {(one.arm, one.name): one for one in folder.measurements() if one.kind == "probe"}
+    assert (
+        {arm for arm, name in found if name == "segment"} == {arm for arm, name in found if name == "align"} == {"original", "sft", "dpo"}
+    )
+    assert {arm for arm, name in found if name in ("change", "look")} == {"sft", "dpo"}
+    assert found["dpo", "segment"].shown and found["dpo", "look"].shown
+    begun = [read_json(folder.path / f"saliency-look/{arm}/saliency.json")["model"] for arm in ("sft", "dpo")]
+    assert begun[0] == begun[1]
+    page = (folder.report / "index.html").read_text()
+    assert all(f"Probe: {name}" in page for name in ("segment", "align", "change", "look")) and page.count("data:image/png") >= 8
 
 
 def test_the_plan_of_a_finished_run_says_so(finished: RunFolder) -> None:
