@@ -160,7 +160,7 @@ def test_patches_are_those_of_what_the_encoder_sees() -> None:
 def counts(images: int, mean: float, seed: int = 0) -> Macro:
     """Classes of very different frequency and recall, in images that hold very different amounts of them."""
     dice = np.random.default_rng(seed)
-    there = dice.poisson(np.array([20, 6, 2, 0.5]) * dice.gamma(1.0, 1.0, (images, 1)))
+    there = dice.poisson(np.array([20, 6, 2, 0.5]) * dice.gamma(0.5, 2.0, (images, 4)))
     skill = mean + np.array([0.35, 0.1, -0.15, -0.3])
     return Macro(dice.binomial(there, np.clip(skill + dice.normal(0, 0.15, (images, 1)), 0, 1)).astype(float), there.astype(float))
 
