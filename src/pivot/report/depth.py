@@ -101,10 +101,15 @@ def table(found: Sequence[Quantity], rows: Sequence[Facts], arms: Sequence[str])
     return [
         {
             "label": next((end for end, short in ENDS.items() if short == named[place]), f"block {named[place]}"),
-            "values": [words.plain(values.get((arm, one.metrics.get(place, "")))) for one in found for arm in arms],
+            "values": [_told(one, values.get((arm, one.metrics.get(place, "")))) for one in found for arm in arms],
         }
         for place in places
     ]
+
+
+def _told(quantity: Quantity, value: Any) -> str:
+    """Of what ends at 1 more digits: what tells blocks apart is how much is missing."""
+    return words.plain(value, 6 if quantity.at_most_one else 3)
 
 
 def _series(quantity: Quantity, rows: Sequence[Facts], arm: str, tone: int) -> Iterator[Series]:

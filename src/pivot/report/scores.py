@@ -207,7 +207,13 @@ class Scores:
             return None
         show, scale = words.score if key == "value" else words.change, self.scale(of["metric"])
         text, *ends = (show(of[one], scale.factor, scale.digits) for one in (key, "low", "high"))
-        if scale.factor == 1 and key == "difference" and words.is_number(of[key]) and 0 < abs(of[key]) < 0.5 * 10**-scale.digits:
+        if (
+            of["low"] is None
+            and scale.factor == 1
+            and key == "difference"
+            and words.is_number(of[key])
+            and 0 < abs(of[key]) < 0.5 * 10**-scale.digits
+        ):
             text = f"{'+' if of[key] > 0 else ''}{words.plain(of[key], 2)}"
         interval = f"[{', '.join(ends)}]" if of["low"] is not None else ""
         return {"text": text, "interval": interval, "n": of["n"], "seeds": of["seeds"]}
