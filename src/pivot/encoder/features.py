@@ -118,6 +118,8 @@ def _write_array(file: BinaryIO, parts: Iterator[np.ndarray], count: int) -> Non
             header = {"descr": "<f4", "fortran_order": False, "shape": (count, *part.shape[1:])}
             _check_room(count * part[:1].size * 4)
             np.lib.format.write_array_header_1_0(file, header)
+        if not np.isfinite(part).all():  # looked at once, when they are made: tokens of a big set take minutes to read
+            raise BadInput("features are not finite; the encoder's weights below the tap are broken, or do not bear this precision")
         file.write(np.ascontiguousarray(part, dtype="<f4").tobytes())
     if header is None:
         raise BadInput("features of no images; give at least one")
