@@ -23,7 +23,8 @@ import torch
 
 MEMORY = 10  # curvature pairs that L-BFGS keeps
 SUFFICIENT = 1e-4  # Armijo's share of the promised decrease
-COARSE = 1e-7  # decreases below this share of the loss are float64's to find: float32 rounds each item's loss by as much
+COARSE = 1e-7  # of the loss: smaller decreases are checked in float64
+ROUNDED = 1e-6  # about what float32 rounds off an item's loss; over N items it is less by sqrt(N)
 SMALL = 0.01  # a mean loss below this counts as this: all items are told apart, and what is left to gain is how surely
 SHORTEST = 1e-4  # step that is tried; if it gains nothing either, rounding hides what there is to gain
 FLAT = 0.01  # of the curvature at zero: where all items are told apart there is next to none, but soon there is again
@@ -49,12 +50,13 @@ class Logistic:
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, classes: int, rows: torch.Tensor | None = None) -> None:
         self.x, self.y, self.classes = x, y.to(x.device), classes
-        self.rows = torch.arange(len(x), device=x.device) if rows is None else rows.to(x.device)
+        self.rows = None if rows is None else rows.to(x.device)
+        self.count = len(x) if rows is None else len(rows)
         self.block = max(1, LOGITS * (16 if x.is_cuda else 1) // max(classes, x.shape[1]))
         self.mean = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-        self.mean = sum((block.sum(0) for block, _ in self._blocks(torch.float64)), torch.zeros_like(self.mean)) / len(self.rows)
+        self.mean = sum((block.sum(0) for block, _ in self._blocks(torch.float64)), torch.zeros_like(self.mean)) / self.count
         products = (block.T @ block for block, _ in self._blocks(torch.float32))  # any axes will do, these let it converge soon
-        spread, self.axes = torch.linalg.eigh(sum(products, torch.zeros_like(torch.diag(self.mean))) / len(self.rows))  # (D,), (D, D)
+        spread, self.axes = torch.linalg.eigh(sum(products, torch.zeros_like(torch.diag(self.mean))) / self.count)  # (D,), (D, D)
         one = torch.ones_like(spread[:1])
         self.spread = torch.cat([spread.clamp(min=0), one])  # (D + 1,), the intercept's column last
         self.penalised = torch.cat([torch.ones_like(spread), 0 * one])
@@ -65,7 +67,7 @@ class Logistic:
         `start`: a classifier that may be near, of another C or other items.
         """
         # scikit-learn gives two classes one weight vector. With two opposite ones the same penalty needs twice the strength.
-        strength = (2.0 if self.classes == 2 else 1.0) / (c * len(self.rows)) * self.penalised[:, None]
+        strength = (2.0 if self.classes == 2 else 1.0) / (c * self.count) * self.penalised[:, None]
         begin = self._begin(start)
         scale = (self._curvature(begin, start is None) * self.spread[:, None] + strength).rsqrt()  # (D + 1, 1)
 
@@ -75,7 +77,7 @@ class Logistic:
             return loss + float((strength * weight * weight).sum()) / 2, (slope + strength * weight) * scale
 
         descent = Descent(begin / scale)
-        descent.go(lambda free: objective(free, torch.float32), iterations, max(tolerance, COARSE))
+        descent.go(lambda free: objective(free, torch.float32), iterations, max(tolerance, ROUNDED / self.count**0.5))
         if tolerance < COARSE:
             descent.go(lambda free: objective(free, torch.float64), iterations, tolerance)
         solution = descent.x * scale
@@ -97,27 +99,31 @@ class Logistic:
         for block, _ in self._blocks(torch.float32):
             p = torch.softmax(torch.addmm(bias, block, turned), dim=1)
             bent += float((p - p * p).sum(dtype=torch.float64))
-        return max(bent / len(self.rows) / self.classes, FLAT * uniform)
+        return max(bent / self.count / self.classes, FLAT * uniform)
 
     def _mean_loss(self, weight: torch.Tensor, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
         """The mean log-loss of weights (D + 1, K) in rotated coordinates, and its slope there; the work on items is done in `dtype`."""
         turned, bias = (self.axes @ weight[:-1]).to(dtype), weight[-1].to(dtype)
-        loss, slope = weight.new_zeros(()), torch.zeros_like(weight)
+        loss, slope = weight.new_zeros(()), weight.new_zeros(weight.shape[::-1])  # (K, D + 1), in which order products take less
         for block, y in self._blocks(dtype):
             logp = torch.log_softmax(torch.addmm(bias, block, turned), dim=1)
             loss -= logp.gather(1, y[:, None]).sum(dtype=torch.float64)
             wrong = logp.exp_()
             wrong[torch.arange(len(y), device=y.device), y] -= 1
-            slope[:-1] += block.T @ wrong
-            slope[-1] += wrong.sum(0, dtype=torch.float64)
-        slope[:-1] = self.axes.T @ slope[:-1]
-        return float(loss) / len(self.rows), slope / len(self.rows)
+            slope[:, :-1] += wrong.T @ block
+            slope[:, -1] += wrong.sum(0)
+        slope[:, :-1] = slope[:, :-1] @ self.axes
+        return float(loss) / self.count, slope.T / self.count
 
     def _blocks(self, dtype: torch.dtype) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Centred features and class ids, some items at a time."""
         mean = self.mean.to(dtype)
-        for rows in self.rows.split(self.block):
-            yield self.x[rows].to(dtype).sub_(mean), self.y[rows]
+        for start in range(0, self.count, self.block):
+            some = slice(start, start + self.block)
+            if self.rows is None:
+                yield self.x[some].to(dtype) - mean, self.y[some]
+            else:
+                yield self.x.index_select(0, self.rows[some]).to(dtype).sub_(mean), self.y[self.rows[some]]
 
 
 Objective = Callable[[torch.Tensor], tuple[float, torch.Tensor]]
