@@ -107,6 +107,19 @@ def test_the_spread_of_a_stratified_mean_is_the_textbooks() -> None:
     assert found.value == pytest.approx(values.mean())
 
 
+def test_numbers_between_right_and_wrong_are_as_sure_as_they_spread() -> None:
+    """Two unseen items, one right and one wrong, are for answers: of cosines near 1 they would say that nothing is known."""
+    values = np.random.default_rng(0).uniform(0.9, 0.92, 400)
+    both = measurement({"cosine": {f"{n}": v for n, v in enumerate(values)}, "hits": {f"{n}": float(n % 2) for n in range(400)}})
+    found, error = estimates([both]), values.std(ddof=1) / 20
+    assert found["cosine"].high - found["cosine"].low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    quiet = measurement(
+        {"cosine": {f"{n}": v for n, v in enumerate(values - 1e-3)}, "hits": {f"{n}": float((n + (n > 397)) % 2) for n in range(400)}}
+    )
+    apart = differences([both], [quiet])
+    assert apart["cosine"].high - apart["cosine"].low < 1e-6 < 0.01 < apart["hits"].high - apart["hits"].low
+
+
 def test_drawing_kinds_is_drawing_items_one_by_one() -> None:
     dice = np.random.default_rng(5)
     a, b = (np.round(9 * dice.random((2, 25))) for _ in range(2))

@@ -90,8 +90,8 @@ def _estimates(columns: Sequence[Measurement], contrast: np.ndarray, level: floa
     counts = np.array([sheet.count(metric) for metric in sheet.metrics])
     alone = len(columns) == seeds
     copies = not alone and all(_same(a, b) for a, b in zip(columns[:seeds], columns[seeds:], strict=True))
-    if sheet.shares_only and not copies:
-        drawn = drawn + _ghosts(values.mean(axis=1), alone, resamples, dice) / counts
+    if sheet.right_or_wrong.any() and not copies:
+        drawn = drawn + _ghosts(values.mean(axis=1), alone, resamples, dice) / counts * sheet.right_or_wrong
     if seeds > 1:
         error = values.std(axis=1, ddof=1) / math.sqrt(seeds)
         drawn = drawn + dice.standard_t(seeds - 1, (resamples, 1)) * error
@@ -174,6 +174,12 @@ class Sheet:
         if not values or not set(values) <= {0, 1} or len({self.unit(item) for item in self.leaves[metric]}) < len(values):
             return None
         return wilson(sum(values), len(values), level)
+
+    @cached_property
+    def right_or_wrong(self) -> np.ndarray:
+        """(M,) whether each metric is of items that are right (1) or wrong (0). What lies between shows by itself how it spreads."""
+        plain = np.array([all(value in (0, 1) for column in self.columns for value in column.items[leaf].values()) for leaf in self.leaves])
+        return np.array([bool(plain[share > 0].all()) for share in self.shares.values()])
 
     @cached_property
     def shares_only(self) -> bool:
