@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 MEMORY = 10  # curvature pairs that L-BFGS keeps
@@ -127,15 +128,19 @@ class Logistic:
 
 
 Objective = Callable[[torch.Tensor], tuple[float, torch.Tensor]]
-Pairs = deque[tuple[torch.Tensor, torch.Tensor, float]]  # moves, changes of the gradient, 1 / their product
 
 
 class Descent:
-    """L-BFGS with backtracking on a smooth convex objective that returns (value, gradient)."""
+    """L-BFGS with backtracking on a smooth convex objective that returns (value, gradient).
+
+    Its directions are sums of the last moves, of how the gradient changed along them, and of the gradient. Their products are taken at
+    once and the recursion is done on these few numbers: on vectors it is forty small operations, each of which waits for all threads.
+    """
 
     def __init__(self, x: torch.Tensor) -> None:
         self.x, self.value, self.used = x, float("nan"), 0
-        self.pairs: Pairs = deque(maxlen=MEMORY)
+        self.basis = x.new_zeros(2 * MEMORY + 1, x.numel())  # moves, changes of the gradient along them, the gradient
+        self.order = deque[int](maxlen=MEMORY)  # of the moves, the newest last
 
     def go(self, objective: Objective, iterations: int, tolerance: float) -> None:
         """Until the decrease that the quadratic model still promises is below `tolerance` of the value, or `iterations` are used in all.
@@ -144,8 +149,8 @@ class Descent:
         """
         self.value, gradient = objective(self.x)
         while self.used < iterations:
-            step = _direction(gradient, self.pairs)
-            slope = _dot(gradient, step)
+            self.basis[-1] = gradient.flatten()
+            step, slope = self._direction()
             if -slope / 2 <= tolerance * max(self.value, SMALL):
                 return
             length = 1.0
@@ -159,27 +164,30 @@ class Descent:
                 if length < SHORTEST:
                     return
             self.used += 1
-            move, bend = trial - self.x, trial_gradient - gradient
-            product = _dot(move, bend)
-            if product > 0:
-                self.pairs.append((move, bend, 1 / product))
+            self._learn(length * step, trial_gradient - gradient)
             self.x, self.value, gradient = trial, value, trial_gradient
 
+    def _learn(self, move: torch.Tensor, bend: torch.Tensor) -> None:
+        """Keep a move in place of the oldest, unless rounding made the objective bend down along it."""
+        if float((move * bend).sum()) <= 0:
+            return
+        slot = len(self.order) if len(self.order) < MEMORY else self.order[0]
+        self.basis[slot], self.basis[MEMORY + slot] = move.flatten(), bend.flatten()
+        self.order.append(slot)
 
-def _direction(gradient: torch.Tensor, pairs: Pairs) -> torch.Tensor:
-    """The two-loop recursion: minus the gradient times the inverse curvature that the pairs have seen."""
-    step = -gradient
-    weights = []
-    for move, bend, inverse in reversed(pairs):
-        weights.append(inverse * _dot(move, step))
-        step = step - weights[-1] * bend
-    if pairs:
-        _, bend, inverse = pairs[-1]
-        step = step / (inverse * _dot(bend, bend))
-    for (move, bend, inverse), weight in zip(pairs, reversed(weights), strict=True):
-        step = step + (weight - inverse * _dot(bend, step)) * move
-    return step
-
-
-def _dot(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a * b).sum())
+    def _direction(self) -> tuple[torch.Tensor, float]:
+        """Minus the gradient times the inverse curvature that the moves have seen, by the two-loop recursion, and the slope along it."""
+        products = (self.basis @ self.basis.T).cpu().numpy()
+        step = np.zeros(len(products))  # in terms of the basis
+        step[-1] = -1.0
+        weights: dict[int, float] = {}
+        for move in reversed(self.order):
+            weights[move] = float(products[move] @ step / products[move, MEMORY + move])
+            step[MEMORY + move] -= weights[move]
+        if self.order:
+            newest = self.order[-1]
+            step *= products[newest, MEMORY + newest] / products[MEMORY + newest, MEMORY + newest]
+        for move in self.order:
+            step[move] += weights[move] - float(products[MEMORY + move] @ step / products[move, MEMORY + move])
+        along = torch.from_numpy(step).to(self.basis) @ self.basis
+        return along.view_as(self.x), float(products[-1] @ step)
