@@ -15,7 +15,7 @@ NAMES = {
     "pivot.model": {"MLLM", "Scorer", "Scores", "score"},
     "pivot.train": {"Rates", "Settings", "train"},
 }
-RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Thing", "Truth", "Held", "Uncached"}
+RECORDS = {"BadInput", "CheckFailed", "Example", "Measurement", "Response", "Tap", "Shown", "Thing", "Truth", "Held", "Uncached"}
 VERBS = {
     "ask": {"mllm", "image", "question", "--longest", "--json"},
     "bench run": {"mllm", "--suite", "--data", "--out", "--arm", "--json"},
@@ -49,7 +49,10 @@ VERBS = {
     },
     "probe change": {"reference", "encoders", "--data", "--precision", "--batch", "--set", "--out", "--json"},
     "probe gradcam": {"folders", "--map", "--order", "--out", "--json"},
-    "probe linear": {"encoders", "--data", "--at", "--targets", "--validation", "--test", "--seed", "--batch", "--json"},
+    "probe linear": {
+        *("encoders", "--data", "--on", "--at", "--targets", "--validation", "--test", "--subset", "--pooling", "--neighbours", "--shots"),
+        *("--texts", "--seed", "--precision", "--batch", "--set", "--out", "--json"),
+    },
     "probe segment": {
         *("encoders", "--data", "--on", "--at", "--head", "--labels", "--epochs", "--repeats", "--test", "--seed"),
         *("--precision", "--batch", "--set", "--out", "--json"),
