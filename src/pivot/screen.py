@@ -174,8 +174,11 @@ def headline(one: Measurement) -> list[str]:
 
 
 def score(value: float | None, scale: int = 100, sign: str = "") -> str:
-    """A number as people read it: a share in percent."""
-    return "" if value is None else f"{100 * value:{sign}.1f}" if scale == 100 else f"{value:{sign}.3g}"
+    """A number as people read it: a share in percent, and two digits of one that is next to nothing."""
+    if value is None:
+        return ""
+    shown = scale * value
+    return f"{shown:{sign}.3g}" if scale == 1 else f"{shown:{sign}.1f}" if not 0 < abs(shown) < 1 else f"{shown:{sign}.2g}"
 
 
 def _scale(values: Iterable[float | None]) -> int:
