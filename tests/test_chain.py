@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -341,6 +342,21 @@ def test_the_encoder_that_comes_out_is_the_one_that_was_trained(finished: RunFol
         assert not all(torch.equal(a, b) for a, b in zip(taken, untouched, strict=True))
 
 
+def documented(found: dict[str, Measurement]) -> None:
+    """Metrics that docs/probes.md has in the table of each probe are measured, and every metric stands there."""
+    asked_for = {"shots-N/...", "zero_shot/class", "spread/recall"}
+    settings = ("C/", "trained/", "left_out/", "spread/", "layer/", "chance/", "last/", "biased/")
+    for title, measurement in found.items():
+        section = (Path(__file__).parents[1] / "docs/probes.md").read_text().split(f"## {title}")[1].split("\n## ")[0]
+        rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+        named = {name for row in rows for name in re.findall("`([^`]+)`", row)} - asked_for
+        known = [re.sub(r"NN$|NAME$|\.\.\.$", "", name) for name in named]
+        lost = [name for name in known if not any(metric.startswith(name) for metric in measurement.metrics)]
+        assert len(named) >= 4 and not lost, (title, lost)
+        silent = [metric for metric in measurement.metrics if not metric.startswith((*known, *settings)) and "/" in metric]
+        assert not silent, (title, silent)
+
+
 def test_a_finished_run_takes_every_probe(finished: RunFolder, tmp_path: Path, own_cache: None) -> None:
     """Added to its recipe, they are all that is computed; gradients are those of the weights that both arms began with."""
     folder = RunFolder(tmp_path / "longer")
@@ -365,6 +381,15 @@ def test_a_finished_run_takes_every_probe(finished: RunFolder, tmp_path: Path, o
     )
     assert {arm for arm, name in found if name in ("change", "look")} == {"sft", "dpo"}
     assert found["dpo", "segment"].shown and found["dpo", "look"].shown
+    documented(
+        {
+            "Linear": found["dpo", "linear"],
+            "Segmentation": found["dpo", "segment"],
+            "Gradient maps": found["dpo", "look"],
+            "Alignment": found["dpo", "align"],
+            "What moved": found["dpo", "change"],
+        }
+    )
     begun = [read_json(folder.path / f"saliency-look/{arm}/saliency.json")["model"] for arm in ("sft", "dpo")]
     assert begun[0] == begun[1]
     page = (folder.report / "index.html").read_text()
