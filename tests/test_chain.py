@@ -344,7 +344,7 @@ def test_the_encoder_that_comes_out_is_the_one_that_was_trained(finished: RunFol
 
 def documented(found: dict[str, Measurement]) -> None:
     """Metrics that docs/probes.md has in the table of each probe are measured, and every metric stands there."""
-    asked_for = {"shots-N/...", "zero_shot/class", "spread/recall"}
+    asked_for = {"N-shot/...", "zero_shot/class", "spread/recall"}
     settings = ("C/", "trained/", "left_out/", "spread/", "layer/", "chance/", "last/", "biased/")
     for title, measurement in found.items():
         section = (Path(__file__).parents[1] / "docs/probes.md").read_text().split(f"## {title}")[1].split("\n## ")[0]

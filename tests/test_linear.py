@@ -282,7 +282,7 @@ def test_behind_the_projector() -> None:
             [scene(i) for i in range(19)],
             r"19 images with labels, a pair as one, are too few \(9 to train, 3 to validate, 7 to test\); give at least 20",
         ),
-        ([scene(i) for i in range(20)], "has colour, kind, luck"),
+        ([scene(i) for i in range(20)], r"have colour \(3 classes, 3 of them with two training items\), kind \(1"),
     ],
 )
 def test_data_without_anything_to_probe_is_one_line(data: list[Example], said: str) -> None:

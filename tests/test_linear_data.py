@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -91,9 +92,10 @@ def test_the_command_line_measures_class_folders(folders: Path, tmp_path: Path, 
 # ---- splits
 
 
-def items(count: int, pairs: bool = False) -> Items:
+def items(count: int, pairs: bool = False, shown: str = "") -> Items:
+    """Of pictures that nobody decodes."""
     made = [Item(f"{i}", i, f"pair-{i // 2}" if pairs else f"{i}", {"class": NAMES[i % 3]}) for i in range(count)]
-    return Items([f"{i}.png" for i in range(count)], made, None)
+    return Items([f"{shown}{i}.png".encode() for i in range(count)], made, None)
 
 
 def test_a_subset_is_drawn_from_all_training_images_by_the_seed() -> None:
@@ -104,9 +106,9 @@ def test_a_subset_is_drawn_from_all_training_images_by_the_seed() -> None:
     assert names[0] <= {whole.fit.items[i].id for i in (*whole.split.train, *whole.split.validation)}
     assert [drawn[0].fit.items[i].id for i in drawn[0].split.test] == [whole.fit.items[i].id for i in whole.split.test]
     assert len(drawn[0].fit.images) == 100, "images that nobody asks for need no features"
-    assert all(drawn[0].fit.images[item.image] == f"{item.id}.png" for item in drawn[0].fit.items)
+    assert all(drawn[0].fit.images[item.image] == f"{item.id}.png".encode() for item in drawn[0].fit.items)
     assert 0 < len(drawn[0].split.validation) <= 8
-    across = Shares(0.15, 0.35, 30, 0).across(items(200), items(10, pairs=True))
+    across = Shares(0.15, 0.35, 30, 0).across(items(200), items(10, pairs=True, shown="on"))
     assert len(across.fit.images) == 30 and across.split.test == list(range(10)) and len(across.split.validation) == round(0.15 * 30)
     pairs = Shares(0.15, 0.35, 31, 0).within(items(200, pairs=True))
     assert len(pairs.split.train) + len(pairs.split.validation) == 32, "pairs stay together"
@@ -120,8 +122,18 @@ def test_all_of_the_data_train_where_others_are_measured_on() -> None:
     assert list(found.items["class"]) == [str(i) for i in range(100, 112)]
     shuffled = [Example(one.id, one.images, "", answer=NAMES[int(i)], meta=one.meta) for one, i in zip(images(30), dice(30), strict=True)]
     assert probe(shuffled, images(12, start=100)).fingerprint != found.fingerprint
-    with pytest.raises(BadInput, match="measured on the images that it trains on"):
-        probe(images(30), images(30))
+
+
+def test_pictures_to_measure_on_that_are_trained_on_are_refused_whatever_their_names() -> None:
+    renamed = [replace(one, id=f"other-{one.id}") for one in images(12, start=28)]
+    with pytest.raises(BadInput, match="of the 12 images to measure on, 2 are trained on too, as other-28 is"):
+        probe(images(30), renamed)
+    again = [replace(one, id=str(number)) for number, one in enumerate(images(12, start=100))]
+    assert probe(images(30), again).n == 12, "equal names of other pictures"
+    kept = Shares(0.15, 0.35, 20, 0).across(items(60), items(5, shown="on")).fit
+    outside = sorted(set(range(60)) - {int(item.id) for item in kept.items})
+    on = Items([f"{i}.png".encode() for i in outside], [Item(f"{i}", n, f"{i}", {"class": "ant"}) for n, i in enumerate(outside)], None)
+    assert Shares(0.15, 0.35, 20, 0).across(items(60), on).test is on, "what the subset leaves out is not trained on"
 
 
 def dice(count: int) -> np.ndarray:
@@ -188,6 +200,13 @@ def test_shuffled_labels_are_at_chance_with_few_shots_too() -> None:
     found, _ = Probe(shots=(2,), draws=2).classify(x, shuffled, x, shuffled, split)
     for metric in ("", "prototype/", "knn/", "2-shot/"):
         assert abs(np.mean(found[metric]) - 0.25) < 3.5 * (0.25 * 0.75 / 140) ** 0.5, metric
+
+
+def test_a_class_of_one_picture_is_counted_where_nothing_can_be_told_apart() -> None:
+    data = [Example(str(i), (shaded(0, i),), "", answer=NAMES[i == 0], meta={"class": int(i == 0)}) for i in range(31)]
+    said = r"two classes of at least two training items each; the data have class \(2 classes, 1 of them with two training items\); give"
+    with pytest.raises(BadInput, match=said):
+        probe(data)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from pivot.encoder.geometry import Geometry
 from pivot.lookup import find
 from pivot.probe import _heads
 from pivot.probe._patches import Areas, Counts, Filled, Macro, majority, one_hot, union
-from pivot.probe._scenes import Part, Scenes, Task, split
+from pivot.probe._scenes import Part, Scenes, Task, apart, split
 from pivot.probe.segment import Probe
 from pivot.records import BadInput, Example, Measurement, Truth
 from pivot.study.statistics import differences, estimates
@@ -373,7 +373,7 @@ def test_maps_of_a_folder_through_the_command_line(tmp_path: Path, capsys: pytes
         ([replace(one, truth=None) for one in SCENES], None, "no maps of classes"),
         (SCENES[:19], None, r"19 images with class maps, a pair as one, are too few \(12 to train, 7 to test\); give at least 20"),
         ([*SCENES, SCENES[0]], None, "have id scene-0 more than once"),
-        (SCENES[:10], SCENES[9:], "scene-9 is both to train and to measure on"),
+        (SCENES[:10], SCENES[8:], "of the 32 images to measure on, 2 are trained on too, as scene-8 is"),
     ],
 )
 def test_data_without_anything_to_measure_is_one_line(data: list[Example], on: list[Example] | None, said: str) -> None:
@@ -383,6 +383,11 @@ def test_data_without_anything_to_measure_is_one_line(data: list[Example], on: l
 
 
 def test_features_that_do_not_fit_the_disk_are_refused_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_pictures_may_have_the_names_of_those_that_train() -> None:
+    train, test = apart(SCENES[:4], [scene(30 + i, id=f"scene-{i}") for i in range(4)], [Encoder.tiny("siglip").geometry])
+    assert train.groups == test.groups and len(test.rows) == 4
+
+
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
     with pytest.raises(BadInput, match=r"these features take 0.000184 GB, and .* has 0.0001 GB left; take fewer images \(size=\)"):
         probe(Encoder.tiny("siglip"), [scene(i, images=(Image.new("RGB", (48, 48), (i, 0, 0)),)) for i in range(40)])

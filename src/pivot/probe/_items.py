@@ -10,6 +10,7 @@ import numpy as np
 
 from pivot.files import hash_bytes, hash_json
 from pivot.pictures import fingerprint
+from pivot.probe._apart import hold_apart
 from pivot.records import BadInput, Example
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class Items:
     def labels(self, target: str) -> list[str | None]:
         """Each item's label; None where it has none."""
         return [item.labels.get(target) for item in self.items]
+
+    @property
+    def named(self) -> dict[int, str]:
+        """Each image that has an item, with the name of its group."""
+        return {item.image: item.group for item in self.items}
 
     @property
     def marks(self) -> list[object]:
@@ -109,14 +115,12 @@ class Shares:
             raise BadInput(
                 "probe linear: of the data and those to measure on, one has objects and the other images with labels; give two alike"
             )
-        same = [item.id for item in found.items] == [item.id for item in on.items]
-        if same and fingerprint(found.images[:FEWEST]) == fingerprint(on.images[:FEWEST]):  # a look at all would read a whole data set
-            raise BadInput("probe linear: it would be measured on the images that it trains on; give others, or leave `on` out")
         groups = self._ordered(found)
         rest = self._subset(found, groups)
         validation = round(self.validation * len(rest))
         self._enough(groups, len(rest) - validation, validation, len(on.items))
         kept, chosen = found.of(set(rest)) if len(rest) < len(groups) else found, set(rest[:validation])
+        hold_apart("linear", [kept.images[image] for image in kept.named], [(name, on.images[image]) for image, name in on.named.items()])
         parts: tuple[list[int], list[int]] = ([], [])
         for index, item in enumerate(kept.items):
             parts[item.group in chosen].append(index)

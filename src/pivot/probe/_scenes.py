@@ -14,6 +14,7 @@ import numpy as np
 
 from pivot.files import hash_bytes, hash_json
 from pivot.pictures import fingerprint
+from pivot.probe._apart import hold_apart
 from pivot.probe._patches import Areas, Counts, Filled, Labels, Macro, majority, one_hot, union
 from pivot.progress import tell
 from pivot.records import BadInput, Example
@@ -87,8 +88,7 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Scenes:
 def apart(data: Sequence[Example], on: Sequence[Example], geometries: Sequence[Geometry]) -> tuple[Part, Part]:
     """All of `data` to train on, all of `on` to measure on."""
     train, test = collect(data, geometries), collect(on, geometries)
-    if both := sorted(set(train.groups) & set(test.groups)):
-        raise BadInput(f"probe segment: {both[0]} is both to train and to measure on; give other data to measure on")
+    hold_apart("segment", train.images, list(zip(test.ids, test.images, strict=True)))
     return Part(train, np.arange(len(train.images))), Part(test, np.arange(len(test.images)))
 
 

@@ -85,9 +85,11 @@ class Probe(Instrument):
         task = self.shares.within(found) if on is None else self.shares.across(found, collect(on, geometries))
         targets = [target for target in self.targets if _classes(task.fit.labels(target), task.split.train)]
         if not targets:
-            has = sorted({name for item in found.items for name in item.labels}) or ["none"]
+            there = sorted({name for item in found.items for name in item.labels})
+            has = [f"{name} ({_counted(task.fit.labels(name), task.split.train)})" for name in there]
             raise BadInput(
-                f"probe linear: none of the targets {', '.join(self.targets)} has two classes in the data; it has {', '.join(has)}"
+                f"probe linear: none of the targets {', '.join(self.targets)} has two classes of at least two training items each; "
+                f"the data have {', '.join(has) or 'none'}; give more data, or other targets"
             )
         if found.regions is not None and (self.pooling != "tap" or self.texts):
             given = f"texts={self.texts}" if self.texts else f"pooling '{self.pooling}'"
@@ -215,6 +217,16 @@ class Probe(Instrument):
 
 def _classes(names: Sequence[str | None], train: Sequence[int]) -> list[str]:
     """Classes with at least two training items, sorted; none unless there are two such classes."""
-    counts = Counter(name for name in (names[i] for i in train) if name is not None)
-    classes = sorted(name for name, count in counts.items() if count >= 2)
+    classes = sorted(name for name, count in _sizes(names, train).items() if count >= 2)
     return classes if len(classes) >= 2 else []
+
+
+def _counted(names: Sequence[str | None], train: Sequence[int]) -> str:
+    """How many classes there are, and how many of them `_classes` would take."""
+    enough = sum(count >= 2 for count in _sizes(names, train).values())
+    return f"{len(set(names) - {None})} classes, {enough} of them with two training items"
+
+
+def _sizes(names: Sequence[str | None], train: Sequence[int]) -> Counter[str]:
+    """Class -> training items."""
+    return Counter(name for name in (names[i] for i in train) if name is not None)

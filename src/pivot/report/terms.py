@@ -28,14 +28,14 @@ OBJECTIVES = {
     ),
     "reward_model": ("reward model", "Learns a number for a reply, higher for the chosen of two. What it writes is not learned."),
 }
-# By metric: a pattern that fits some part of a path, as in miou, prototype/mean or shots-4/class.
+# By metric: a pattern that fits some part of a path, as in miou, prototype/mean or 4-shot/class.
 METRICS = {
     "prototype": ("prototype classifier", "Takes the class whose mean feature is the nearest. Nothing is fitted."),
     r"knn|k-?nn-?\d*": (
         "k-NN classifier",
         "An image is of the class that most of its nearest neighbours in training are of.",
     ),
-    r"shots?[-_]?\d*|few[-_]shot|\d+[-_]shots?": ("few-shot", "The same classifier, trained on so few images of each class."),
+    r"\d+-shot": ("few-shot", "The same classifier, trained on so few images of each class."),
     r"zero[-_]shot": (
         "zero-shot",
         "Images are held against the names of the classes by the text tower that the encoder was trained with. It says how much of that "

@@ -1,0 +1,32 @@
+"""Whether what is measured was trained on, told by what pictures hold: names of files may coincide, and one picture may have two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pivot.pictures import fingerprint
+from pivot.progress import tell
+from pivot.records import BadInput
+
+if TYPE_CHECKING:
+    from pivot.records import Picture
+
+
+def hold_apart(probe: str, trained: Sequence[Picture], measured: Sequence[tuple[str, Picture]]) -> None:
+    """Pictures to measure on, with their names, that are among those to train on are a `BadInput`. All of both are read once."""
+    known: set[str] = set()
+    total = len(trained) + len(measured)
+    for done, image in enumerate(trained, 1):
+        tell("comparing pictures", done, total)
+        known.add(fingerprint([image]))
+    both: list[str] = []
+    for done, (name, image) in enumerate(measured, len(trained) + 1):
+        tell("comparing pictures", done, total)
+        if fingerprint([image]) in known:
+            both.append(name)
+    if both:
+        raise BadInput(
+            f"probe {probe}: of the {len(measured)} images to measure on, {len(both)} are trained on too, as {both[0]} is; "
+            "leave them out of either data, give others, or leave `on` out"
+        )
