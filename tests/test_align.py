@@ -156,6 +156,12 @@ def test_features_that_do_not_vary_are_like_nothing() -> None:
     same, x = torch.ones(30, 4, dtype=torch.float64) / 2, torch.from_numpy(features(30, 5)).double()
     for hsic in (_similar.Sums.unbiased, _similar.Sums.biased):
         assert _similar.cka(_similar.sums(x, same), _similar.sums(x, x), _similar.sums(same, same), hsic) == 0
+        left = []
+        for seed in range(20):  # what is left of their variance by rounding is no variance, though often above 0
+            same = torch.nn.functional.normalize(torch.from_numpy(features(1, 7, seed)).double()).expand(30, -1)
+            left.append(hsic(_similar.sums(same, same)))
+            assert _similar.cka(_similar.sums(same, same), _similar.sums(same, same), _similar.sums(same, same), hsic) == 0
+        assert max(left) > 0
 
 
 @pytest.mark.slow
@@ -220,6 +226,9 @@ def test_permuting_twice_is_the_truth_again() -> None:
     moved = torch.randperm(n, generator=torch.Generator().manual_seed(0)).numpy()
     by_hand, _ = made.compare(vision, made.side([y[moved]], "it", CPU), list(map(str, range(n))), CPU)
     assert said["permuted/mutual_knn"] == by_hand["mutual_knn"] < 0.2 < said["mutual_knn"]
+    several, _ = made.compare(made.side([x, noise, y], "it", CPU), made.side([y, x], "it", CPU), list(map(str, range(n))), CPU)
+    each = [compared([a], [b], 8)["permuted/mutual_knn"] for a in (x, noise, y) for b in (y, x)]
+    assert several["permuted/mutual_knn"] == max(each) > min(each)
 
 
 def test_what_has_nothing_to_do_with_each_other_is_at_chance(llm: str) -> None:
@@ -253,7 +262,7 @@ def test_two_copies_differ_by_nothing_and_others_are_paired(llm: str) -> None:
         assert (none.value, none.low, none.high, none.n) == (0, 0, 0, 120)
         some = differences([a], [c])[metric]
         assert some.low < some.value < some.high and some.n == 120
-    assert c.fingerprint != a.fingerprint
+    assert c.fingerprint != a.fingerprint and c.of == a.of
 
 
 def test_pooling_is_by_class_token_or_mean(llm: str) -> None:
@@ -299,6 +308,16 @@ def test_padding_counts_for_nothing(llm: str) -> None:
         with torch.no_grad():
             alone = body(input_ids=torch.tensor([one]), output_hidden_states=True).hidden_states
         assert torch.allclose(together[row], torch.stack([state[0].mean(0) for state in alone]), atol=1e-5)
+
+
+def test_half_precision_is_averaged_in_full(llm: str) -> None:
+    body, tokenizer = _texts.opened(llm, "bfloat16")
+    ids = tokenizer(" ".join(WORDS))["input_ids"]
+    with torch.no_grad():
+        states = body(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    found = _texts.means(body, [ids])
+    assert states[0].dtype == torch.bfloat16 and found.dtype == torch.float32
+    assert torch.allclose(found[0], torch.stack([state[0].double().mean(0) for state in states]).float(), atol=1e-6)
 
 
 def test_text_is_read_once(llm: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pivot.chain import Event
 from pivot.model import MLLM
 from pivot.records import BadInput, CheckFailed, Measurement
 from pivot.screen import Screen
+from pivot.study.statistics import differences
 
 VERBS = ["demo", "run", "report", "ask", "detach", "env", "data", "probe", "bench"]
 
@@ -271,6 +273,14 @@ def test_tables_line_up() -> None:
     assert lines == ["arm         n", "------  -----", "a       1,000", "longer       ", "c       0.123"]
 
 
+def test_a_metric_that_has_no_value_is_a_dash() -> None:
+    found = Measurement("probe", "segment", {"recall": 0.5, "precision": math.nan}, 4, arm="a")
+    ((_, rows),) = screen.scores([found])
+    assert rows == [["a", "50.0", "-"]]
+    ((_, rows),) = screen.compared([(found, found, differences([found], [found]))])
+    assert [row[1] for row in rows] == ["+0.0", "-"]
+
+
 # ---- verbs that run without weights
 
 
@@ -309,6 +319,28 @@ def test_a_probe_has_its_knobs_on_the_command_line(
     assert behind["name"] == "linear-projector" and behind["n"] > plain["n"]
     assert {metric for metric in behind["metrics"] if "/" not in metric} == {"kind", "colour", "mean"}
     assert found("--seed", "1")["metrics"] != plain["metrics"]
+
+
+def test_what_is_kept_is_never_written_over_by_something_else(
+    mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    mllm.detach().save(tmp_path / "encoder")
+    (tmp_path / "file").write_text("mine")
+    probe = ["probe", "linear", str(tmp_path / "encoder"), "--set", "targets=[kind]", "--set", "halvings=0", "--data"]
+    monkeypatch.setattr(recipe, "read", lambda _source: pytest.fail("the folder comes first"))
+    assert cli.call([*probe, "world,split=test,size=40", "--out", str(tmp_path / "file")]) == 2
+    monkeypatch.undo()
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path / "cache"))
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.call([*probe, "world,split=test,size=40", *out]) == 0 == cli.call([*probe, "world,split=test,size=40", "--batch", "7", *out])
+    (file,) = (tmp_path / "run" / "measurements").iterdir()
+    kept = file.read_bytes()
+    capsys.readouterr()
+    assert cli.call([*probe, "world,split=test,size=44", *out]) == 2
+    shown = capsys.readouterr()
+    assert "probe linear" in shown.out and f"nothing is kept: {file} is of something else" in shown.err
+    assert file.read_bytes() == kept
 
 
 def test_a_probe_takes_an_mllm_as_the_encoder_in_it(

@@ -60,9 +60,8 @@ def test_the_others_are_slow_sums(values: np.ndarray, cover: np.ndarray) -> None
     patches = [(values[at], cover[at]) for at in np.ndindex(GRID)]
     area = sum(share for _, share in patches) / len(patches)
     assert _maps.energy(values, cover) == pytest.approx(sum(v * c for v, c in patches) / sum(v for v, _ in patches) / area)
-    bound = 0.5 if any(share >= 0.5 for _, share in patches) else max(share for _, share in patches)
-    best = [share >= bound for value, share in patches if value == max(v for v, _ in patches)]
-    assert _maps.pointing(values, cover) == sum(best) / len(best)
+    best = [share for value, share in patches if value == max(v for v, _ in patches)]
+    assert _maps.pointing(values, cover) == pytest.approx(sum(best) / len(best))
     orders = [DICE.permutation(cover.size).reshape(GRID) for _ in range(600)]
     assert _maps.chance(cover) == pytest.approx(np.mean([_maps.average_precision(order, cover) for order in orders]), abs=0.012)
     shares = [v / sum(v for v, _ in patches) for v, _ in patches if v > 0]
@@ -133,6 +132,16 @@ def test_a_planted_region_is_found_and_shuffled_ones_are_not(tmp_path: Path) -> 
         assert shuffled.metrics[metric] == pytest.approx(sees.metrics[f"elsewhere/{metric}"], rel=0.35), "as good as at others' regions"
         assert shuffled.metrics[metric] < 0.6 * sees.metrics[metric], metric
     assert sees.metrics["chance/pointing"] == pytest.approx(0.2)
+
+
+def test_a_small_thing_beside_a_large_one_is_hit_by_its_share(tmp_path: Path) -> None:
+    cover, found = np.zeros(GRID), np.zeros(GRID)
+    cover[0, 0], cover[3, 4], found[3, 4] = 1, 0.3, 1
+    assert _maps.pointing(found, cover) == pytest.approx(0.3)
+    found[0, 1] = 1
+    assert _maps.pointing(found, cover) == pytest.approx(0.15), "of two that are largest, the mean"
+    (one,) = measured(folder(tmp_path / "a", [found], [cover]))
+    assert one.metrics["chance/pointing"] == pytest.approx(1.3 / 20)
 
 
 def test_two_copies_do_not_differ_at_all(tmp_path: Path) -> None:
@@ -215,10 +224,17 @@ def test_the_command_line_writes_measures_and_says_what_is_wrong(tmp_path: Path,
         assert (code, out.err.count("\n")) in ((0, 0), (2, 1)), out
         return out.err if code else out.out
 
+    def told(*arguments: str) -> str:
+        """What is said of arguments that are refused once there is something to show."""
+        assert cli.call(list(arguments)) == 2
+        out = capsys.readouterr()
+        assert "probe gradcam" in out.out and out.err.count("\n") == 1
+        return out.err
+
     data, sft, dpo = "world,split=test,size=6", str(tmp_path / "sft"), str(tmp_path / "dpo")
     few = ("--data", data, "--size", "4", "--no-control", "--steps")
     assert said("saliency", "base", sft, "--objective", "sft", *few, "1").startswith(f"4 items: {sft}")
-    assert json.loads(said("saliency", "base", dpo, "--objective", "{name: dpo, beta: 0.5}", *few, "0", "--json")) == {
+    assert json.loads(said("saliency", "base", dpo, "--objective", "{name: dpo, beta: 0.5}", *few, "1", "--json")) == {
         "out": dpo,
         "items": 4,
     }
@@ -228,10 +244,18 @@ def test_the_command_line_writes_measures_and_says_what_is_wrong(tmp_path: Path,
     kept = RunFolder(tmp_path / "run").measurements()
     assert [(one.arm, one.name, one.n) for one in kept] == [("dpo", "gradcam", 4), ("sft", "gradcam", 4)] and len(kept[0].shown) == 4
 
+    given = read_json(tmp_path / "dpo" / "saliency.json")
+    write_json(tmp_path / "dpo" / "saliency.json", {**given, "objective": {"name": "ipo"}})
+    assert "nothing is kept: " in told("probe", "gradcam", dpo, "--out", str(tmp_path / "run"))
+    write_json(tmp_path / "dpo" / "saliency.json", {**given, "steps": 0, "model": {**given["model"], "weights": "others"}})
+    unlike = said("probe", "gradcam", sft, dpo)
+    assert "differ in more than the objective (model.weights, steps); write both in one way" in unlike
+    assert "/sft is given twice" in said("probe", "gradcam", sft, f"{tmp_path}/dpo/../sft")
+    assert RunFolder(tmp_path / "run").measurements() == kept
     assert "are of different examples" in said("probe", "gradcam", sft, str(random), "--map", "cam")
     assert "tmp/x holds no gradients" in said("probe", "gradcam", "tmp/x")
     assert "order: input should be 'l2' or 'l1'" in said("probe", "gradcam", sft, "--order", "l3")
-    assert "steps: input should be greater than or equal to 0" in said("saliency", "base", sft, "--steps", "-1")
+    assert said("saliency", "base", sft, "--steps", "-1") == "pivot: --steps: input should be greater than or equal to 0, not -1\n"
     assert "did you mean 'dpo'?" in said("saliency", "base", sft, "--objective", "dpoo")
     assert "give a name, or" in said("saliency", "base", sft, "--objective", "[dpo]")
     assert "(changed: arm, objective.name" in said("saliency", "base", sft, *few, "1")

@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,23 @@ def test_two_copies_of_one_arm_show_no_difference_at_all(run: RunFolder) -> None
     pairs = [pair for pair in collect.collect(run)["pairs"] if (pair["a"], pair["b"]) == ("copy", "sft") and pair["low"] is not None]
     assert len(pairs) > 30
     assert all((pair["difference"], pair["low"], pair["high"]) == (0, 0, 0) for pair in pairs)
+
+
+def test_arms_that_were_not_measured_alike_are_not_compared_and_it_is_said(run: RunFolder) -> None:
+    names = {one.name for one in run.measurements()}
+    for one in run.measurements():
+        of = "other" if one.arm == "dpo" else "some"
+        run.write_measurement(replace(one, of=of))
+    found = collect.collect(run)
+    assert {(pair["a"], pair["b"]) for pair in found["pairs"]} == {("sft", "original")}
+    assert {(one["a"], one["b"], one["name"]) for one in found["apart"]} == {("dpo", b, n) for b in ("original", "sft") for n in names}
+    text = page.render(found)
+    said = "Not compared, as they were measured on other items or with other settings: original and dpo; sft and dpo."
+    assert text.count(said) == len(names)
+    for file in run.path.glob("measurements/original-*"):
+        file.unlink()
+    (lead,) = page.view(collect.collect(run))["outcome"]["leads"]
+    assert lead[1].endswith("with other settings: sft and dpo.") and "no other arm" not in lead[1]
 
 
 # ---- seeds

@@ -65,7 +65,7 @@ def task(maps: Sequence[np.ndarray], geometry: Geometry, labels: str = "union") 
     """All images to train on and to measure on."""
     areas = Areas.of([Filled.of(numbers, geometry) for numbers in maps], geometry.grid)
     names = [str(i) for i in range(len(maps))]
-    scenes = Scenes(names, names, [b""] * len(maps), {geometry: areas}, {})
+    scenes = Scenes(names, names, [b""] * len(maps), {geometry: areas}, {}, names)
     part = Part(scenes, np.arange(len(maps)))
     return Task(part, part, geometry, labels)
 
@@ -81,16 +81,17 @@ def slow_sets(numbers: np.ndarray, side: int) -> list[set[int]]:
 
 
 def slow_recall(maps: Sequence[np.ndarray], said: np.ndarray, side: int) -> tuple[float, float]:
-    """Macro recall, and the share of what was said that is true, patch by patch."""
-    recalls, true = [], 0
+    """Macro recall and precision, patch by patch."""
+    recalls, precisions = [], []
     truth = [sets for numbers in maps for sets in slow_sets(numbers, side)]
     guesses = [set(np.flatnonzero(row)) for row in said.reshape(-1, said.shape[-1])]
     for number in range(said.shape[-1]):
         hits = sum(number in guess for inside, guess in zip(truth, guesses, strict=True) if number in inside)
         there = sum(number in inside for inside in truth)
-        true += hits
+        told = sum(number in guess for guess in guesses)
         recalls += [hits / there] if there else []
-    return sum(recalls) / len(recalls), true / sum(len(guess) for guess in guesses)
+        precisions += [hits / told] if told else []
+    return sum(recalls) / len(recalls), sum(precisions) / len(precisions)
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -99,7 +100,7 @@ def test_recall_is_that_of_a_slow_reference(everything: bool) -> None:
     maps = [dice.choice([0, 1, 2, 5], (8, 12), p=[0.7, 0.1, 0.1, 0.1]).astype(np.uint8) for _ in range(5)]
     maps[0][:4] = 0  # patches in which class 0 is alone; classes 3 and 4 are nowhere
     set_ = task(maps, Geometry((4, 6), None, None))
-    said = np.ones((5, 24, 6), bool) if everything else dice.random((5, 24, 6)) < 0.4
+    said = np.ones((5, 24, 6), bool) if everything else dice.random((5, 24, 6)) < [0.4, 0.4, 0.02, 0.4, 0, 0.4]  # class 4 is never said
     found = set_.marked(iter([(said[:2], said[:2].argmax(-1)), (said[2:], said[2:].argmax(-1))]))
     recall, precision = slow_recall(maps, said, 2)
     assert found.macros()["recall"].value == pytest.approx(recall, abs=1e-12)
@@ -152,6 +153,7 @@ def test_patches_are_those_of_what_the_encoder_sees() -> None:
     sliver = np.zeros((320, 320), np.uint8)
     sliver[0, 0] = 1
     assert set(Filled.of(sliver, Geometry((2, 2), None, None)).classes) == {0}, "a pixel that is lost at the encoder's size"
+    assert set(Filled.of(sliver[:32, :32], Geometry((2, 2), None, None)).classes) == {0, 1}, "one of 16 x 16 that is not"
 
 
 # ---- intervals
@@ -297,11 +299,43 @@ def test_channels_of_any_size_are_one_to_the_head() -> None:
     dice = np.random.default_rng(0)
     set_ = task([scene(i).truth.classes for i in range(30)], Geometry((6, 6), None, None))
     small = dice.normal(size=(30, 36, 5)).astype(np.float32)
-    large = (small * np.array([1, 10, 1e3, 1e-3, 0]) + np.array([0, 5, 0, 0, 3])).astype(np.float32)
+    large = (small * np.array([1, 10, 1e3, 1e-3, 0]) + np.array([0, 500, 0, 0, 3])).astype(np.float32)
     modules = [_heads.Standard.of(_heads.Lesson(rows, set_.areas(set_.train), np.arange(30), set_.often)) for rows in (small, large)]
     small[..., 4] = 0
     a, b = (module(torch.from_numpy(rows)) for module, rows in zip(modules, (small, large), strict=True))
     assert torch.allclose(a[..., :4], b[..., :4], atol=1e-4) and torch.all(b[..., 4] == 0)
+
+
+def test_decay_pulls_a_head_to_zero() -> None:
+    set_ = task([scene(i).truth.classes for i in range(8)], Geometry((6, 6), None, None))
+    rows = np.random.default_rng(0).normal(size=(8, 36, 5)).astype(np.float32)
+    lesson = _heads.Lesson(rows, set_.areas(set_.train), np.arange(8), set_.often)
+
+    def size(decay: float) -> float:
+        *_, made = _heads.train(lesson, Probe(**{**QUICK, "head": "linear", "decay": decay}), 0, torch.device("cpu"), lambda *_: None)
+        return sum(float(parameter.detach().square().sum()) for parameter in made.parameters())
+
+    assert size(20.0) < 0.5 * size(0.0)
+
+
+def test_one_answer_for_all_patches_is_what_most_of_them_hold() -> None:
+    def constant(*patches: int) -> dict[str, float]:
+        of = task([np.array([patches], np.uint8)], Geometry((1, len(patches)), None, None)).constant
+        return {metric: macro.value for metric, macro in of.macros().items()}
+
+    assert constant(0, 0, 0, 1, 1)["recall"] == 0.5, "two of five are no more than half"
+    assert constant(0, 0, 0, 1, 1)["precision"] == 0.6
+    assert constant(0, 0, 1, 1, 2, 2)["recall"] == pytest.approx(1 / 3), "none in more than half: the most frequent"
+
+
+def test_spread_is_that_of_a_sample_of_heads() -> None:
+    encoder, how = Encoder.tiny("siglip"), Probe(**{**QUICK, "repeats": 2, "epochs": 2})
+    (found,) = how.run({"only": encoder}, SCENES)
+    parts = split(SCENES, [encoder.geometry], how.test, how.seed)
+    set_, tokens = Task(*parts, encoder.geometry, how.labels), how.tokens(encoder, parts[0])
+    heads = [how.taught(set_, tokens, tokens, torch.device("cpu"), number)[0].patches.recall.value for number in range(2)]
+    assert found.metrics["recall"] == pytest.approx(np.mean(heads)) and heads[0] != heads[1]
+    assert found.metrics["spread/recall"] == pytest.approx(abs(heads[0] - heads[1]) / np.sqrt(2))
 
 
 def test_the_best_epoch_is_taken_only_if_asked_for() -> None:
@@ -382,12 +416,12 @@ def test_data_without_anything_to_measure_is_one_line(data: list[Example], on: l
     assert "\n" not in str(error.value)
 
 
-def test_features_that_do_not_fit_the_disk_are_refused_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_pictures_may_have_the_names_of_those_that_train() -> None:
     train, test = apart(SCENES[:4], [scene(30 + i, id=f"scene-{i}") for i in range(4)], [Encoder.tiny("siglip").geometry])
     assert train.groups == test.groups and len(test.rows) == 4
 
 
+def test_features_that_do_not_fit_the_disk_are_refused_before_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
     with pytest.raises(BadInput, match=r"these features take 0.000184 GB, and .* has 0.0001 GB left; take fewer images \(size=\)"):
         probe(Encoder.tiny("siglip"), [scene(i, images=(Image.new("RGB", (48, 48), (i, 0, 0)),)) for i in range(40)])

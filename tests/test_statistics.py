@@ -178,6 +178,15 @@ def test_arms_are_compared_on_the_items_that_both_have() -> None:
     assert differences([a], [measurement({"t": {"9": 1.0}})])["t"].low is None
 
 
+def test_items_of_one_name_are_not_compared_where_other_things_were_measured() -> None:
+    a = measurement({"t": {"1": 1.0, "2": 1.0, "3": 0.0}})
+    one, other = replace(a, of="one"), replace(a, of="other")
+    assert differences([one], [other]) == {} and differences([one], [one])["t"].value == 0
+    assert differences([one], [a]) == differences([a], [other]) == differences([a], [a]), "an old measurement does not say"
+    again, later = replace(one, seed=1), replace(other, seed=1)
+    assert differences([one, again], [one, later]) == {} and differences([one, again], [one, again])["t"].seeds == 2
+
+
 def quiet(n: int, fingerprint: str) -> Measurement:
     """Two tasks in which nothing changes between arms, and which are all right."""
     return replace(tasks(np.ones((2, n))), fingerprint=fingerprint)

@@ -119,7 +119,8 @@ class Measurement:
 
     `items` holds per-item values of leaf metrics (metric -> item id -> value), from which intervals and paired differences
     are computed; `parts` says which metrics are unweighted means of which others (a domain of its tasks); `shown` are a few items as
-    pictures.
+    pictures. `of` is a hash of what was measured besides the arm, items and settings: two that have it and differ in it are not
+    compared.
     """
 
     kind: Literal["probe", "bench"]
@@ -133,3 +134,4 @@ class Measurement:
     items: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     shown: Sequence[Shown] = ()
+    of: str = ""

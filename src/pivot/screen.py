@@ -174,9 +174,11 @@ def headline(one: Measurement) -> list[str]:
 
 
 def score(value: float | None, scale: int = 100, sign: str = "") -> str:
-    """A number as people read it: a share in percent, and two digits of one that is next to nothing."""
+    """A number as people read it: a share in percent, two digits of one that is next to nothing, and a dash where there is none."""
     if value is None:
         return ""
+    if not math.isfinite(value):
+        return "-"
     shown = scale * value
     return f"{shown:{sign}.3g}" if scale == 1 else f"{shown:{sign}.1f}" if not 0 < abs(shown) < 1 else f"{shown:{sign}.2g}"
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pivot.cli.app import HELDOUT, Json, Source, device, probe, results
+from pivot.files import read_json
 from pivot.plain import override
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
     from pivot.encoder import Encoder
     from pivot.records import Measurement
+    from pivot.runfolder import RunFolder
 
 Encoders = Annotated[list[str], typer.Argument(help="Detached encoders, MLLMs (their encoder is read), transformers folders, or hf:ID.")]
 On = Annotated[str | None, typer.Option("--on", metavar="READER,KEY=VALUE,...", help="Measure on these; all of --data then train.")]
@@ -95,11 +97,14 @@ def probe_gradcam(
     made = instrument("probe", "gradcam", **given)
     named = {str(folder): folder for folder in folders}
     arms = [made.arm(folder) for folder in folders]
+    if twice := next((one for n, one in enumerate(folders) if one.resolve() in (other.resolve() for other in folders[:n])), None):
+        raise BadInput(f"{twice} is given twice; give each folder once")
     if len(set(arms)) == len(arms):  # as they were called when they were written, where that tells them apart
         named = dict(zip(arms, folders, strict=True))
     else:
         _arms([str(folder) for folder in folders])
-    _kept(list(made.measured(named)), out, json)
+    kept = _opened(out)
+    _show(list(made.measured(named)), kept, json)
 
 
 @probe.command("align")
@@ -160,30 +165,50 @@ def _measure(
     made = instrument("probe", name, **said, **_knobs(knobs, said))
     if on and not made.TESTS:
         raise BadInput(f"--on {on}: probe {name} has no items of its own to measure on; leave it out")
+    kept = _opened(out)
     examples, tested = read(source), read(on) if on else None
     from pivot.chain import steady
 
     opened = {arm: _open(encoder).to(device()) for arm, encoder in arms.items()}
     steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))
     found = list(made.run(opened, examples, tested))
-    _kept([replace(one, seed=made.seed) for one in found], out, json)
+    _show([replace(one, seed=made.seed) for one in found], kept, json)
 
 
-def _kept(found: Sequence[Measurement], out: Path | None, json: bool) -> None:
-    """Show measurements and their paired differences; write each to a file of its own."""
-    if out:
-        from pivot.runfolder import RunFolder
+def _opened(out: Path | None) -> RunFolder | None:
+    """The run folder to keep measurements in. What is wrong with it comes to light here, and not after the work."""
+    if out is None:
+        return None
+    from pivot.runfolder import RunFolder
 
-        folder = RunFolder(out)
-        with folder.alone():
-            for one in found:
-                folder.write_measurement(replace(one, arm=_label(one.arm)))
-            if not folder.manifest():
-                folder.note(name=out.name)
+    folder = RunFolder(out)
+    with folder.alone():
+        return folder
+
+
+def _show(found: Sequence[Measurement], folder: RunFolder | None, json: bool) -> None:
+    """Show measurements and their paired differences; write each to a file of its own, but never over one of something else."""
+    taken = _write([replace(one, arm=_label(one.arm)) for one in found], folder) if folder else None
     from pivot.study.statistics import differences
 
-    pairs = [(b, a, differences([b], [a])) for a, b in combinations(found, 2) if a.name == b.name]
+    pairs = [(b, a, of) for a, b in combinations(found, 2) if a.name == b.name and (of := differences([b], [a]))]
     results(found, None, json, pairs)
+    if taken:
+        raise BadInput(f"nothing is kept: {taken} is of something else, of other weights, data or settings; give another --out")
+
+
+def _write(found: Sequence[Measurement], folder: RunFolder) -> Path | None:
+    """Write all of them; or none, if a file of such a name holds another measurement, which is returned."""
+    with folder.alone():
+        for one in found:
+            file = folder.measurement_file(one.arm, one.seed, one.kind, one.name)
+            if file.exists() and read_json(file).get("fingerprint") != one.fingerprint:
+                return file
+        for one in found:
+            folder.write_measurement(one)
+        if not folder.manifest():
+            folder.note(name=folder.path.name)
+    return None
 
 
 def _listed(given: str | None) -> list[str] | None:

@@ -24,7 +24,7 @@ def saliency(
     at: Annotated[Literal["encoder", "projector"] | None, typer.Option(help="At the projector's input (encoder) or its output.")] = None,
     steps: Annotated[int | None, typer.Option(help="Updates on each example by itself before the look: 20, or 0 for none.")] = None,
     rate: Annotated[float | None, typer.Option(help="Learning rate of these updates, of all parts.")] = None,
-    size: Annotated[int | None, typer.Option(help="Examples, drawn where there are more: 500.")] = None,
+    size: Annotated[int | None, typer.Option(help="Examples, drawn where there are more, those with a region first: 500.")] = None,
     control: Annotated[bool, typer.Option("--control/--no-control", help="The global question as well, where there are captions.")] = True,
     keep: Annotated[Literal["norms", "all"] | None, typer.Option(help="all: whole gradients and activations, too.")] = None,
     precision: Annotated[Literal["fp32", "bf16"] | None, typer.Option(help="Of activations.")] = None,
@@ -38,7 +38,10 @@ def saliency(
 
     asked = {"at": at, "steps": steps, "rate": rate, "size": size, "keep": keep, "precision": precision, "batch": batch, "seed": seed}
     knobs = {name: value for name, value in asked.items() if value is not None}
-    probe = instrument("probe", "gradcam", control=control, **knobs)
+    try:
+        probe = instrument("probe", "gradcam", control=control, **knobs)
+    except BadInput as wrong:  # every knob that is given here has an option of its name
+        raise BadInput(f"--{str(wrong).removesuffix(' (probe gradcam)')}") from None
     made, called = _objective(objective)
     if not re.match(NAME, arm or called):
         raise BadInput(f"--arm {arm}: files are called so; give it letters, digits and _ . + -")

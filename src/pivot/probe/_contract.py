@@ -7,11 +7,12 @@ the knobs without torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from pivot.files import hash_json
 from pivot.records import Example, Measurement
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class Instrument:
     def prepared(self, encoder: Encoder) -> Encoder:
         """The encoder at the precision that is asked for."""
         return encoder.cast(DTYPES[self.precision])
+
+    def of(self, *measured: Any) -> str:
+        """A hash of what is measured besides the encoder and how: by all knobs but `batch`, which changes no more than rounding."""
+        return hash_json([measured, {name: value for name, value in asdict(self).items() if name != "batch"}])
 
     @property
     def place(self) -> str:

@@ -14,6 +14,8 @@ from pivot.files import read_json
 from pivot.records import BadInput
 
 FACTS, WRITES = "saliency.json", "pivot saliency"
+# Of the facts: whose a folder is, what `examples` has, and what changes no number by more than rounding.
+OWN = {"arm", "objective", "data", "items", "size", "seed", "keep", "device", "versions"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class Gradients:
     def examples(self) -> list[Any]:
         """What arms must have in common to be held against each other item by item."""
         return [self.facts["data"], [item.id for item in self.items]]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What else, so that nothing but the objective is between them: the given weights, and how was looked."""
+        return {name: value for name, value in self.facts.items() if name not in OWN}
 
 
 def known(folder: Path) -> dict[str, Any]:

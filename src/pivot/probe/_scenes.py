@@ -36,12 +36,12 @@ class Scenes:
     images: list[Picture]
     areas: Mapping[Geometry, Areas]
     names: Mapping[int, str]  # class number -> name, as far as the data say
+    maps: Sequence[str]  # hashes of the class maps
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the images and of what is known about them."""
-        entries = [[getattr(areas, key).tobytes() for key in ("starts", "patches", "classes", "shares")] for areas in self.areas.values()]
-        return hash_json([fingerprint(self.images), self.groups, [hash_bytes(b"".join(parts)) for parts in entries]])
+        """Of the images and of what is known about them, whatever patches encoders have."""
+        return hash_json([fingerprint(self.images), self.groups, self.maps])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,7 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Scenes:
     kept: list[str] = []
     groups: list[str] = []
     images: list[Picture] = []
+    maps: list[str] = []
     filled: dict[Geometry, list[Filled]] = {geometry: [] for geometry in geometries}
     for done, example in enumerate(data, 1):
         tell("reading class maps", done, len(data))
@@ -77,12 +78,13 @@ def collect(data: Sequence[Example], geometries: Sequence[Geometry]) -> Scenes:
         kept.append(example.id)
         groups.append(str(example.meta.get("pair") or example.id))
         images.append(example.images[0])
+        maps.append(hash_json([example.truth.classes.shape, hash_bytes(example.truth.classes.tobytes())]))
         for geometry, found in filled.items():
             found.append(Filled.of(example.truth.classes, geometry))
     areas = {geometry: Areas.of(found, geometry.grid) for geometry, found in filled.items() if found}
     if not all(one.classes.any() for one in areas.values()) or not areas:
         raise BadInput("probe segment: the data have no maps of classes (truth); give the world, or pictures with masks")
-    return Scenes(kept, groups, images, areas, getattr(data, "class_names", {}))
+    return Scenes(kept, groups, images, areas, getattr(data, "class_names", {}), maps)
 
 
 def apart(data: Sequence[Example], on: Sequence[Example], geometries: Sequence[Geometry]) -> tuple[Part, Part]:

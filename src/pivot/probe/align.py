@@ -16,7 +16,7 @@ widths. `biased/cka` is the usual one, which is well above 0 for unrelated featu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -125,6 +125,7 @@ class Probe(Instrument):
         metrics, items = self.compare(vision, text, found.ids, device)
         # The number that it has among all of them, embeddings included, as on the other side.
         metrics["layer/vision"] = float(list(layers).index(named[int(metrics["layer/vision"])]))
+        of = self.of(found.ids, fingerprint(found.images), found.captions, text.limit)
         return Measurement(
             kind="probe",
             name=f"align{self.place}",
@@ -132,7 +133,8 @@ class Probe(Instrument):
             n=len(found.ids),
             unit="caption",
             arm=arm,
-            fingerprint=hash_json([encoder.fingerprint(), fingerprint(found.images), found.captions, text.limit, asdict(self)]),
+            fingerprint=hash_json([encoder.fingerprint(), of]),
+            of=of,
             items=items,
         )
 

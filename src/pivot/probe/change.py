@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
@@ -61,7 +61,7 @@ class Probe(Instrument):
         for arm, encoder in others:
             compatible(first, reference, arm, encoder)
         images = pictures(data)
-        pixels = fingerprint(list(images.values()))
+        mark = self.of(reference.fingerprint(), fingerprint(list(images.values())), list(images))
         at: At = "projector" if _projectors(list(encoders.values())) else "encoder"
         drift = self._drift({arm: self.prepared(encoder) for arm, encoder in encoders.items()}, list(images.values()), at)
         for arm, encoder in others:
@@ -79,7 +79,8 @@ class Probe(Instrument):
                 n=len(images),
                 unit="image",
                 arm=arm,
-                fingerprint=hash_json([reference.fingerprint(), encoder.fingerprint(), pixels, list(images), asdict(self)]),
+                fingerprint=hash_json([encoder.fingerprint(), mark]),
+                of=mark,
                 items=items,
                 parts=parts,
             )

@@ -2,7 +2,7 @@
 
 It reads folders that `pivot saliency` wrote, each of one objective, and needs neither model nor torch. A map has a value for each patch:
 the norm of the loss's gradient at its token, or true Grad-CAM. Four numbers hold it against the region: `energy` (the map's share inside,
-over the region's share of the picture), `pointing` (whether its largest patch lies inside), `auc` and `ap` (of patches sorted by it; see
+over the region's share of the picture), `pointing` (the share of its largest patch that does), `auc` and `ap` (of patches sorted by it; see
 `_maps.py`). `entropy` says how scattered it is, region or not.
 
 Three things to hold them against. `chance/`: what random maps have in the mean, where that is neither 1 (`energy`) nor a half (`auc`).
@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import Field
 
 from pivot.files import hash_json
+from pivot.plain import differences
 from pivot.probe import _maps
 from pivot.probe._contract import Instrument
 from pivot.probe._gradients import Gradients, Item, known
@@ -65,12 +66,19 @@ class Probe(Instrument):
         return str(known(folder)["arm"]) or folder.name
 
     def measured(self, folders: Mapping[str, Path | str]) -> Iterator[Measurement]:
-        """One measurement a folder, named by its key. Folders of different examples are a `BadInput`."""
+        """One measurement a folder, named by its key. Folders of different examples, weights or ways to look are a `BadInput`: nothing
+        but the objective may be between two that are compared.
+        """
         read = {arm: Gradients.read(Path(folder)) for arm, folder in folders.items()}
         first = next(iter(read))
         unlike = next((arm for arm in read if read[arm].examples != read[first].examples), None)
         if unlike:
             raise BadInput(f"{folders[first]} and {folders[unlike]} are of different examples; write both of the same data, size and seed")
+        for arm, gradients in read.items():
+            if changed := differences(read[first].conditions, gradients.conditions):
+                raise BadInput(
+                    f"{folders[first]} and {folders[arm]} differ in more than the objective ({', '.join(changed)}); write both in one way"
+                )
         for arm, gradients in read.items():
             yield self._measure(arm, gradients)
 
@@ -86,13 +94,15 @@ class Probe(Instrument):
         }
         if gradients.facts["control"]:
             left_out["global"] = sum(self._map(item.overall, self.map) is None for item in gradients.items)
+        of = hash_json([gradients.examples, gradients.conditions, self.map, self.order])
         return Measurement(
             kind="probe",
             name="gradcam" if gradients.facts["at"] == "encoder" else f"gradcam-{gradients.facts['at']}",
             metrics={**metrics, **{f"left_out/{why}": float(count) for why, count in left_out.items()}},
             n=len(found.get("energy", found["entropy"])),
             arm=arm,
-            fingerprint=hash_json([gradients.facts, self.map, self.order]),
+            fingerprint=hash_json([gradients.facts.get("objective"), of]),
+            of=of,
             items=found,
             shown=self._shown(regions or gradients.items),
         )
@@ -124,7 +134,7 @@ class Probe(Instrument):
             if found is not None and region is not None:
                 yield from ((f"{prefix}{metric}", measure(found, region)) for metric, measure in AGAINST.items())
         if own is not None and cover is not None:
-            yield "chance/pointing", float(_maps.inside(cover).mean())
+            yield "chance/pointing", float(cover.mean())
             yield "chance/ap", _maps.chance(cover)
 
     def _map(self, maps: Mapping[str, np.ndarray], which: Map) -> np.ndarray | None:

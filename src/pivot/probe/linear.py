@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -150,6 +150,7 @@ class Probe(Instrument):
         for metric in hits:
             parts.setdefault("".join(metric.rpartition("/")[:2]) + "mean", []).append(metric)
         metrics |= {mean: sum(metrics[name] for name in names) / len(names) for mean, names in parts.items()}
+        of = self.of(task.fingerprint)
         return Measurement(
             kind="probe",
             name=f"linear{self.place}",
@@ -157,7 +158,8 @@ class Probe(Instrument):
             n=len(set().union(*ids.values())),
             unit="image" if task.fit.regions is None else "object",
             arm=arm,
-            fingerprint=hash_json([*made_of, task.fingerprint, asdict(self)]),
+            fingerprint=hash_json([*made_of, of]),
+            of=of,
             items=items,
             parts=parts,
         )

@@ -9,10 +9,11 @@ a patch than a 256th is not in it, and patches outside of the picture are left o
 
 `recall` is the headline: TP / (TP + FN) of each class over all patches of all measured images, said where its probability is over one
 half (by majority: where its logit is the highest), and then the mean over classes that are there at all. A head that says everything
-has a recall of 1, hence `precision`, how much of what was said is true, and `miou`, intersection over union of the same patches, mean
-over the same classes. `miou_pixels` spreads the class with the highest logit over the pixels of each patch, of the part of the picture
-that the encoder sees (a pixel between patches belongs to each by its area), against the class map. By union a head is not told how much
-of a patch a class fills and draws small things too large: for that number, train by majority. Class 0 counts as any other.
+has a recall of 1, hence `precision`, how much of what was said of a class is true, mean over the classes that were said at all, and
+`miou`, intersection over union of the same patches, mean over the classes that are there. `miou_pixels` spreads the class with the
+highest logit over the pixels of each patch, of the part of the picture that the encoder sees (a pixel between patches belongs to each
+by its area), against the class map. By union a head is not told how much of a patch a class fills and draws small things too large:
+for that number, train by majority. Class 0 counts as any other.
 `majority/...` is what saying the same of every patch gives: the classes that are in more than half of the training patches, or else the
 most frequent one.
 
@@ -24,7 +25,7 @@ an optimistic number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
@@ -104,6 +105,7 @@ class Probe(Instrument):
         each = np.mean([macro.each for macro in said["recall"]], axis=0)
         metrics |= {f"recall/{task.names[number]}": float(value) for number, value in enumerate(each) if not np.isnan(value)}
         pulls = {metric: np.mean([macro.items for macro in macros], axis=0).tolist() for metric, macros in said.items()}
+        of = self.of(*(part.fingerprint() for part in (task.train, task.test)))
         return Measurement(
             kind="probe",
             name=f"segment{self.place}",
@@ -111,7 +113,8 @@ class Probe(Instrument):
             n=len(task.test.rows),
             unit="image",
             arm=arm,
-            fingerprint=hash_json([encoder.fingerprint(), *(part.fingerprint() for part in (task.train, task.test)), asdict(self)]),
+            fingerprint=hash_json([encoder.fingerprint(), of]),
+            of=of,
             items={metric: dict(zip(task.items, values, strict=True)) for metric, values in pulls.items() if np.isfinite(metrics[metric])},
             shown=self._shown(task, heads[0][1]),
         )

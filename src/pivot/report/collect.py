@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -19,10 +19,11 @@ from pivot.report import items, pictures
 from pivot.report.matching import matching
 from pivot.report.reading import Run, read
 from pivot.runfolder import ORIGINAL, RunFolder
-from pivot.study.statistics import Estimate, differences, estimates
+from pivot.study.statistics import Estimate, differences, estimates, unlike
 
 Facts = dict[str, Any]
 Folder = RunFolder | os.PathLike[str] | str
+PROBES = ("linear", "segment", "gradcam", "align", "change")  # their order where no recipe gives one
 RESULTS = ("rows", "pairs", "arms", "matching", "left_out")  # what results.json holds
 
 
@@ -39,7 +40,9 @@ def collect(folders: Folder | Sequence[Folder]) -> Facts:
         )
     together = {key: [fact for one in found for fact in one[key]] for key in found[0] if key not in ("arms", "run")}
     pairs = together.pop("pairs")
-    pairs += _between(runs) if len(runs) > 1 else []
+    for between, a, b in _between(runs):
+        pairs += _pairs(*between, a, b)
+        together["apart"] += _apart(*between, a, b)
     return {
         "runs": [one["run"] for one in found],
         "arms": {name: arm for one in found for name, arm in one["arms"].items()},
@@ -71,12 +74,14 @@ def _tell_apart(runs: Sequence[Run]) -> None:
 def _of_run(run: Run, prefix: str) -> Facts:
     """One run's share of the whole; `prefix` goes before the names of its arms."""
     groups = _groups(run)
-    pairs, moved = [], []
+    pairs, apart, moved = [], [], []
     for b_place, b in enumerate(run.arms):
         for a in run.arms[b_place + 1 :]:
             for kind, name in groups:
                 of_a, of_b = (_seeds(run, arm, kind, name) for arm in (a, b))
-                pairs += _pairs(of_a, _as_often(of_b, of_a, b in run.trained), prefix + a, prefix + b)
+                of_b = _as_often(of_b, of_a, b in run.trained)
+                pairs += _pairs(of_a, of_b, prefix + a, prefix + b)
+                apart += _apart(of_a, of_b, prefix + a, prefix + b)
                 if kind == "bench" and (changed := items.changes(run, name, a, b)):
                     moved.append({**changed, "a": prefix + a, "b": prefix + b})
     place = {arm: number for number, arm in enumerate(run.arms)}
@@ -88,6 +93,7 @@ def _of_run(run: Run, prefix: str) -> Facts:
         "arms": {prefix + arm: _arm(run, arm) for arm in run.arms},
         "rows": [row for arm in run.arms for kind, name in groups for row in _rows(_seeds(run, arm, kind, name), prefix + arm)],
         "pairs": pairs,
+        "apart": apart,
         "matching": [{"run": run.name, **matching(posts, run.tried)}] if posts else [],
         "measured": [_shape(run, kind, name) for kind, name in groups],
         "ledgers": [{**ledger, "run": run.name} for ledger in ledgers],
@@ -121,11 +127,12 @@ def _pictures(run: Run, kind: str, name: str, prefix: str) -> Facts | None:
 
 
 def _groups(run: Run) -> list[tuple[str, str]]:
-    """Kind and name of what was measured: benches first, then as in the recipe."""
+    """Kind and name of what was measured: benches first, then as in the recipe, if there is one."""
+    order = run.uses or PROBES
 
     def place(name: str) -> int:
-        uses = [number for number, use in enumerate(run.uses) if name == use or name.startswith(f"{use}-")]
-        return uses[-1] if uses else len(run.uses)
+        uses = [number for number, use in enumerate(order) if name == use or name.startswith(f"{use}-")]
+        return uses[-1] if uses else len(order)
 
     found = sorted({(one.kind, one.name) for one in run.measurements})
     return sorted(found, key=lambda group: (group[0], place(group[1])))
@@ -181,15 +188,19 @@ def _pairs(of_a: Sequence[Measurement], of_b: Sequence[Measurement], a: str, b: 
     ]
 
 
-def _between(runs: Sequence[Run]) -> list[Facts]:
-    """Arms of one name in later runs against the first run's."""
-    first, found = runs[0], []
+def _apart(of_a: Sequence[Measurement], of_b: Sequence[Measurement], a: str, b: str) -> list[Facts]:
+    """Two arms that are not compared because they were not measured alike."""
+    return [{"a": a, "b": b, "kind": of_a[0].kind, "name": of_a[0].name}] if unlike(of_a, of_b) else []
+
+
+def _between(runs: Sequence[Run]) -> Iterator[tuple[tuple[list[Measurement], list[Measurement]], str, str]]:
+    """Arms of one name in later runs and in the first run."""
+    first = runs[0]
     for run in runs[1:]:
         for arm in run.arms:
             for kind, name in _groups(run):
                 of_a, of_b = _seeds(run, arm, kind, name), _seeds(first, arm, kind, name)
-                found += _pairs(of_a, of_b, f"{run.name}: {arm}", f"{first.name}: {arm}")
-    return found
+                yield (of_a, of_b), f"{run.name}: {arm}", f"{first.name}: {arm}"
 
 
 def _arm(run: Run, arm: str) -> Facts:

@@ -32,6 +32,8 @@ def _of_run(found: Mapping[str, Any], run: str, measured: Sequence[Scores]) -> t
     if first is None:
         return "nothing measured yet", "No score can be read yet; what was trained is shown below.", 0
     pairs = _main_pairs(first)
+    if not pairs and first.uncompared:
+        return "not measured alike, no verdict", f"{_values(first)} {first.uncompared}", 0
     if not pairs:
         return "one arm", f"{_values(first)} There is no other arm to compare with.", 0
     seeds = min(of["seeds"] for pair in pairs if (of := first.pair(*pair, first.headline)))

@@ -46,6 +46,7 @@ class Scores:
     tones: Mapping[str, int]
     trained: frozenset[str]
     prefix: str = ""  # before the names of this run's arms, where there are several runs
+    apart: Sequence[tuple[str, str]] = ()  # arms that were not measured alike, and are not compared
 
     @classmethod
     def of(cls, found: Facts, shape: Facts, tones: Mapping[str, int]) -> Scores:
@@ -55,7 +56,8 @@ class Scores:
         rows = [row for row in found["rows"] if (row["kind"], row["name"]) == key and row["arm"] in arms]
         pairs = [pair for pair in found["pairs"] if (pair["kind"], pair["name"]) == key and pair["a"] in arms]
         trained = frozenset(name for name, arm in found["arms"].items() if arm["trained"])
-        return cls(shape, rows, pairs, tones, trained, f"{shape['run']}: " if len(found["runs"]) > 1 else "")
+        apart = [(one["a"], one["b"]) for one in found.get("apart", ()) if (one["kind"], one["name"]) == key and one["a"] in arms]
+        return cls(shape, rows, pairs, tones, trained, f"{shape['run']}: " if len(found["runs"]) > 1 else "", apart)
 
     def name(self, arm: str) -> str:
         """What an arm is called among those of its own run."""
@@ -63,6 +65,12 @@ class Scores:
 
     def contrast(self, a: str, b: str) -> str:
         return f"{self.name(a)} {words.MINUS} {self.name(b)}"
+
+    @property
+    def uncompared(self) -> str:
+        """That some arms are not compared, and why, as a sentence; empty where all are."""
+        pairs = [f"{self.name(b)} and {self.name(a)}" for a, b in self.apart]
+        return f"Not compared, as they were measured on other items or with other settings: {'; '.join(pairs)}." if pairs else ""
 
     @property
     def title(self) -> str:

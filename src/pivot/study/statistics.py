@@ -66,11 +66,21 @@ def estimates(seeds: Sequence[Measurement], level: float = LEVEL, resamples: int
 def differences(
     a: Sequence[Measurement], b: Sequence[Measurement], level: float = LEVEL, resamples: int = RESAMPLES
 ) -> dict[str, Estimate]:
-    """a - b in every metric that both arms have, over the items and the seeds that both have. {} without a common seed."""
+    """a - b in every metric that both arms have, over the items and the seeds that both have. {} without a common seed, and where
+    what was measured is not the same: items of other data may have the same names.
+    """
+    if unlike(a, b):
+        return {}
     of_a, of_b = ({one.seed: one for one in arm} for arm in (a, b))
     common = sorted(of_a.keys() & of_b.keys())
     columns = [of_a[seed] for seed in common] + [of_b[seed] for seed in common]
     return _estimates(columns, np.vstack([np.eye(len(common)), -np.eye(len(common))]), level, resamples) if common else {}
+
+
+def unlike(a: Sequence[Measurement], b: Sequence[Measurement]) -> bool:
+    """Whether at a common seed other items were measured, or by other settings. Measurements that do not say are taken to be alike."""
+    of_b = {one.seed: one.of for one in b if one.of}
+    return any(one.of and of_b.get(one.seed, one.of) != one.of for one in a)
 
 
 def _estimates(columns: Sequence[Measurement], contrast: np.ndarray, level: float, resamples: int) -> dict[str, Estimate]:
