@@ -77,8 +77,14 @@ def scikit_learn(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = LogisticRegression(C=c, max_iter=5000, solver=solver, tol=tolerance).fit(x.numpy(), y.numpy())
-    probabilities = theirs.predict_proba(x.numpy())[np.arange(len(x)), y]
-    return theirs, -np.log(probabilities).mean() + (theirs.coef_**2).sum() / (2 * c * len(x))
+    return theirs, objective(theirs.decision_function(x.numpy()), theirs.coef_, y, c)
+
+
+def objective(scores: np.ndarray, weight: np.ndarray, y: torch.Tensor, c: float) -> float:
+    """scikit-learn's, whose two classes have one score and one weight vector."""
+    scores = scores if scores.ndim > 1 else np.stack([0 * scores, scores], axis=1)
+    logp = torch.log_softmax(torch.from_numpy(scores), dim=1)[torch.arange(len(y)), y]
+    return -logp.mean().item() + (weight**2).sum() / (2 * c * len(y))
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
@@ -89,10 +95,16 @@ def test_scikit_learn_agrees(classes: int, c: float, spread: float, solver: str)
     # With sizes this far apart and C large, its default solver stops a point of accuracy short of its own minimum: not an oracle.
     x, y = blobs(classes, spread)
     ours = Logistic(x[:800], y[:800], classes).fit(c)
-    theirs, _ = scikit_learn(x[:800], y[:800], c, solver, 1e-9)
+    theirs, least = scikit_learn(x[:800], y[:800], c, solver, 1e-9)
     right = (ours.scores(x[800:]).argmax(1) == y[800:]).double().mean().item()
     assert abs(right - theirs.score(x[800:].numpy(), y[800:].numpy())) <= 0.001
-    assert ours.objective <= scikit_learn(x[:800], y[:800], c)[1] + 1e-8
+    scores, weight = ours.scores(x[:800]).numpy(), ours.weight.numpy()
+    if classes == 2:
+        scores, weight = scores[:, 1] - scores[:, 0], weight[:, 1] - weight[:, 0]
+    reached = objective(scores, weight, y[:800], c)
+    assert reached == pytest.approx(ours.objective, abs=1e-9), "what a fit says of itself"
+    assert reached <= scikit_learn(x[:800], y[:800], c)[1] + 1e-8
+    assert reached == pytest.approx(least, rel=1e-5)
 
 
 def test_the_minimum_has_no_slope() -> None:
@@ -133,6 +145,9 @@ def test_prototypes_are_unit_means_of_unit_features() -> None:
     y = torch.tensor([0, 0, 1, 1])
     asked = torch.tensor([[5.0, 1.0], [0.1, 0.2], [9.0, 9.0], [-1.0, 0.1]])
     assert prototypes(x, y, torch.arange(4), 2, asked, torch.tensor([0, 1, 3])).tolist() == [0, 1, 1]
+    # The mean of class 0, at 45 degrees, is short, since its items point apart; class 1 is at 0 degrees, and what is asked at 27.
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 1.0], *[[1.0, 0.0]] * 3]), torch.tensor([0, 0, 1, 1, 1])
+    assert prototypes(x, y, torch.arange(5), 2, torch.tensor([[2.0, 1.0]]), torch.tensor([0])).tolist() == [0]
 
 
 # ---- planted truth, and none
@@ -224,6 +239,15 @@ def test_an_objects_feature_is_the_mean_of_its_own_tokens() -> None:
         thing = SCENES[item.image].truth.objects[int(item.id[-1])]
         patches = torch.from_numpy(thing.mask[4::8, 4::8].ravel())  # squares lie on whole patches
         assert torch.allclose(row, tokens[item.image][patches].mean(0), atol=1e-5)
+
+
+def test_patches_that_an_object_fills_in_part_count_for_that_part() -> None:
+    encoder = Encoder.tiny("siglip")
+    mask = np.zeros((48, 48), bool)
+    mask[4:16, 8:16] = True  # half of one patch, all of the next
+    found = collect([scene(0, truth=Truth(mask, (Thing("square", {}, mask),), mask))], [encoder.geometry])
+    weights = found.regions[encoder.geometry][0].reshape(6, 6)
+    assert weights[:2, 1].tolist() == pytest.approx([1 / 3, 2 / 3]) and weights.sum() == pytest.approx(1)
 
 
 def test_intervals_draw_a_pair_of_pictures_as_one() -> None:
