@@ -16,6 +16,7 @@ from pivot import cli
 from pivot.encoder import Encoder, towers
 from pivot.encoder.layers import names
 from pivot.lookup import find
+from pivot.probe import _moved
 from pivot.probe.change import Probe, part
 from pivot.records import BadInput, Example, Measurement
 from pivot.study.statistics import differences, estimates
@@ -84,6 +85,18 @@ def test_a_slow_reference_agrees() -> None:
     for headline in Probe.MAIN:
         assert found.parts[headline] == [f"{headline}/block-00", f"{headline}/block-01"]
         assert found.metrics[headline] == pytest.approx(np.mean([found.metrics[name] for name in found.parts[headline]]))
+
+
+def test_nothing_has_no_angle_and_no_measure_of_its_move() -> None:
+    dice = torch.Generator().manual_seed(0)
+    some, nothing = torch.randn(1, 50, 7, generator=dice), torch.zeros(1, 50, 7)
+    assert _moved.cosines(some, some) == [1] == _moved.cosines(nothing, nothing), "to the last bit"
+    assert _moved.cosines(some, nothing) == [0]
+    half = torch.cat([some, nothing], dim=1)
+    assert _moved.cosines(half, half.roll(50, 1)) == [0] and _moved.cosines(half, -half) == pytest.approx([0], abs=1e-12)
+    assert _moved.relative([(nothing, some)]) == math.inf
+    assert _moved.relative([(nothing, nothing)]) == 0 == _moved.relative([])
+    assert _moved.relative([(nothing, some), (2 * some, 2 * some)]) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", ["siglip", "dinov2", "pivot_tower", "resnet", "qwen2_5_vl_vision"])

@@ -135,8 +135,9 @@ def test_the_outline_goes_around_the_region_and_around_nothing_else() -> None:
         cell = maps.item({**facts, "truth": truth, "found": {"sft": [[0.0]]}}, "p", {})["cells"][0]
         return cell["svg"].count("M") // 2  # once light, once dark
 
-    assert edges([[0.0, 0.0, 0.0], [0.0, 0.6, 1.0], [0.0, 0.0, 0.49]]) == 6
-    assert edges([[0.0, 0.1, 0.0], [0.0, 0.3, 0.3], [0.0, 0.0, 0.0]]) == 6  # none by half: those that it fills most
+    assert edges([[0.0, 0.0, 0.0], [0.0, 0.2, 1.0], [0.0, 0.0, 0.19]]) == 6
+    assert edges([[1.0, 0.0, 0.0], [0.0, 0.0, 0.3], [0.0, 0.0, 0.0]]) == 8, "also the small one of two things"
+    assert edges([[0.0, 0.1, 0.0], [0.0, 0.15, 0.15], [0.0, 0.0, 0.0]]) == 6  # none by a fifth: those that it fills most
     assert edges([[0.0] * 3] * 3) == 0
 
 
@@ -374,6 +375,21 @@ def test_several_seeds_get_a_verdict_where_there_is_an_interval_and_a_count_wher
 
 def test_measurements_come_in_the_recipes_order(found: dict[str, Any]) -> None:
     assert [one["name"] for one in found["measured"]] == ["world", "linear", *PROBES]
+
+
+def test_measurements_alone_come_as_docs_have_them_and_of_arms_nothing_is_claimed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "out")
+    for name in ("align", "change", "gradcam-projector", "linear", "segment", "linear-projector", "other"):
+        for arm in ("original", "b"):
+            folder.write_measurement(Measurement("probe", name, {"mean": 0.5}, 10, arm=arm))
+    view = page.view(collect.collect(folder))
+    assert [one["name"] for one in collect.collect(folder)["measured"]] == [
+        *("linear", "linear-projector", "segment", "gradcam-projector", "align", "change", "other")
+    ]
+    assert [arm["what"] for arm in view["arm_lines"]] == ["not known: measured by itself, without a recipe or a ledger"] * 2
+    folder.recipe_file.write_text("arms: {b: {}}")
+    said = {arm["name"]: arm["what"] for arm in page.view(collect.collect(folder))["arm_lines"]}
+    assert said["original"] == "as it enters stage post: not trained further"
 
 
 def test_only_terms_that_occur_are_explained() -> None:

@@ -275,6 +275,32 @@ def test_more_examples_than_are_wanted_are_drawn(pairs: list[Example]) -> None:
     assert drawn[0] == drawn[1] != drawn[2] and all(len(set(one)) == 10 and one == sorted(one) for one in drawn)
 
 
+def test_those_with_a_region_are_drawn_first_and_truth_is_read_as_far_as_needed(pairs: list[Example]) -> None:
+    read: list[int] = []
+
+    class Rows(list[Example]):
+        def __getitem__(self, at: Any) -> Any:
+            read.append(at)
+            return super().__getitem__(at)
+
+    def drawn(regions: dict[int, bool], size: int) -> list[int]:
+        read.clear()
+        truth = replace(ITEMS[0].truth, region=np.array([[True, False]]))  # type: ignore[type-var]
+        other = [None, replace(truth, region=np.zeros((1, 2), bool)), replace(truth, region=np.ones((1, 2), bool))]  # type: ignore[type-var]
+        rows = Rows(replace(pairs[0], id=str(n), truth=truth if n in regions else other[n % 3]) for n in range(40))
+        numbers = Subjects(rows, made("sft"), How(size=size)).numbers
+        assert len(numbers) == len(set(numbers)) == min(size, 40) and numbers == sorted(numbers)
+        return numbers
+
+    every = dict.fromkeys(range(40), True)
+    some = dict.fromkeys(range(0, 40, 2), True)
+    assert set(drawn(some, 8)) < some.keys() and len(read) < 40
+    assert set(drawn(some, 24)) > some.keys(), "the others fill up"
+    assert drawn(every, 8) == drawn({}, 8), "none has one: any"
+    assert len(read) == 8
+    assert drawn(some, 40) == list(range(40)) and not read
+
+
 def test_a_killed_one_goes_on_to_the_same_bits(shared_mllm: MLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saliency, "CHUNK", 2)
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -1,14 +1,12 @@
 """Numbers of a map over patches, against the share of each patch that a region covers. Pure arithmetic.
 
-Maps are not negative and not all zero; cover lies in 0..1, with some region and some of the rest. Half of a patch that a region covers
-by half counts as region and half as the rest, in all but the pointing game, which has one patch to judge.
+Maps are not negative and not all zero; cover lies in 0..1, with some region and some of the rest. A patch that a region covers by half
+counts half as region and half as the rest.
 """
 
 from __future__ import annotations
 
 import numpy as np
-
-HALF = 0.5  # of a patch must be covered for it to lie in the region
 
 
 def energy(found: np.ndarray, cover: np.ndarray) -> float:
@@ -16,14 +14,9 @@ def energy(found: np.ndarray, cover: np.ndarray) -> float:
     return float((found * cover).sum() / found.sum() / cover.mean())
 
 
-def inside(cover: np.ndarray) -> np.ndarray:
-    """Which patches lie in the region: by half. Of a region that fills none so far, those that it fills most."""
-    return cover >= min(HALF, cover.max())
-
-
 def pointing(found: np.ndarray, cover: np.ndarray) -> float:
-    """Whether the largest value lies in the region; of several that are largest, the share that does."""
-    return float(inside(cover)[found == found.max()].mean())
+    """How likely a point thrown into the patch with the largest value hits the region; of several that are largest, the mean."""
+    return float(cover[found == found.max()].mean())
 
 
 def auc(found: np.ndarray, cover: np.ndarray) -> float:

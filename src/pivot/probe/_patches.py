@@ -126,8 +126,8 @@ class Counts:
 
     @property
     def precision(self) -> Macro:
-        """Of all that was said, without regard to its class: of a class that is never said there is none."""
-        return Macro(self.both.sum(axis=1, keepdims=True), self.said.sum(axis=1, keepdims=True))
+        """Of the classes that are said at least once: of one that never is there is none."""
+        return Macro(self.both, self.said)
 
     @property
     def iou(self) -> Macro:

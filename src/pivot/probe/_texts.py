@@ -66,5 +66,5 @@ def means(body: PreTrainedModel, ids: Sequence[Sequence[int]]) -> torch.Tensor:
     for row, one in zip(tokens, ids, strict=True):
         row[: len(one)] = torch.tensor(one)
     states = body(input_ids=tokens.to(body.device), attention_mask=valid.long(), use_cache=False, output_hidden_states=True).hidden_states
-    share = (valid / lengths.to(body.device)[:, None])[:, :, None]
-    return torch.stack([(state.float() * share).sum(dim=1) for state in states], dim=1)
+    share = (valid / lengths.to(body.device)[:, None])[:, :, None]  # float32, and so is what half precision is multiplied with
+    return torch.stack([(state * share).sum(dim=1) for state in states], dim=1)

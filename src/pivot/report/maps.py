@@ -17,7 +17,7 @@ from pivot.report.figures import element
 
 Facts = dict[str, Any]
 Grid = Sequence[Sequence[float]]
-HALF = 0.5
+FIFTH = 0.2  # of a patch that the region covers: from there on it is outlined
 SIDE = 100  # of a cell's longer side, in its own units
 # Each the farthest in OKLab from all before it, seen as most people do and as those who tell no red from green (deuteranopia, protanopia).
 # Class 0 has none of them: there the picture itself is seen.
@@ -144,14 +144,14 @@ def _paths(grid: Grid, key: Any) -> dict[int, str]:
 
 
 def inside_from(truth: Grid) -> float:
-    """How much of a patch must be region for it to count: half, or where no patch has as much, what the fullest has."""
-    return min(HALF, max(value for row in truth for value in row))
+    """How much of a patch must be region for it to be outlined: a fifth, or where no patch has as much, what the fullest has."""
+    return min(FIFTH, max(value for row in truth for value in row))
 
 
 def _outline(truth: Grid, size: tuple[float, float]) -> Iterator[Markup]:
-    """Around the patches that lie in the region: light on dark, so that it is seen on any picture."""
-    half = inside_from(truth)
-    inside = {(x, y) for y, row in enumerate(truth) for x, value in enumerate(row) if 0 < half <= value}
+    """Around the patches that hold some of the region: light on dark, so that it is seen on any picture."""
+    least = inside_from(truth)
+    inside = {(x, y) for y, row in enumerate(truth) for x, value in enumerate(row) if 0 < least <= value}
     edges = []
     for x, y in sorted(inside):
         edges += [f"M{x} {y}v1"] * ((x - 1, y) not in inside) + [f"M{x + 1} {y}v1"] * ((x + 1, y) not in inside)

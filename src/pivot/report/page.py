@@ -84,7 +84,7 @@ def view(found: Mapping[str, Any]) -> Facts:
         "parts": [_parts(ledger) for ledger in found["ledgers"] if isinstance(ledger.get("parts"), Mapping)],
         "encoders": encoders,
         "stale": _stale(encoders),
-        "arm_lines": [_arm(name, arm) for name, arm in found["arms"].items()],
+        "arm_lines": [_arm(name, arm, arm["run"] in _recorded(found)) for name, arm in found["arms"].items()],
     }
 
 
@@ -99,11 +99,17 @@ def _tones(arms: Mapping[str, Facts]) -> dict[str, int]:
     return {name: 0 if arm["original"] else 1 + others.index(arm["arm"]) % (figures.TONES - 1) for name, arm in arms.items()}
 
 
-def _arm(name: str, arm: Facts) -> Facts:
+def _recorded(found: Mapping[str, Any]) -> set[str]:
+    """The runs of which a recipe or a ledger says what they trained. Others are measurements alone, of whatever was given."""
+    return {run["name"] for run in found["runs"] if run["recipe"]} | {ledger["run"] for ledger in found["ledgers"]}
+
+
+def _arm(name: str, arm: Facts, recorded: bool) -> Facts:
     ledger = arm["ledgers"][0] if arm["ledgers"] else {}
     seeds = f"{len(arm['seeds'])} ({words.listed([str(seed) for seed in arm['seeds']])})"
     if not arm["trained"]:
-        return {"name": name, "what": "as it enters stage post: not trained further", "rates": words.NONE, "seeds": words.NONE}
+        what = "as it enters stage post: not trained further" if recorded else "not known: measured by itself, without a recipe or a ledger"
+        return {"name": name, "what": what, "rates": words.NONE, "seeds": words.NONE}
     what = _objective(ledger.get("objective")) if ledger else "trained; no ledger can be read"
     among = f"; chosen among {len(set(arm['tried']))}" if arm.get("tried") else ""
     return {"name": name, "what": what, "rates": words.rates(ledger.get("rates")) + among, "seeds": seeds}

@@ -46,7 +46,10 @@ METRICS = {
         "Of the patches in which a class is, the share in which it is found; then the mean over classes, rare ones counting as much as "
         "frequent ones. Whoever finds everything everywhere has it whole: see precision.",
     ),
-    r"precision": ("precision", "Of what was said to be in a patch, the share that is there; mean over classes."),
+    r"precision": (
+        "precision",
+        "Of the patches that are said to have a class, the share that has it; mean over classes that are said at all.",
+    ),
     r"miou.*|iou": (
         "mIoU",
         "Where a class is found and where it is: the area common to both over the area of both together; mean over classes. Of patches, "
@@ -57,12 +60,15 @@ METRICS = {
         "How much of the loss's gradient falls on the region that the question is about, over that region's share of the picture. "
         "1: as much as on anything else.",
     ),
-    r"pointing.*": ("pointing game", "How often the patch with the largest gradient lies in the region."),
+    r"pointing.*": (
+        "pointing game",
+        "How often a point thrown into the patch with the largest gradient hits the region: the share of that patch that it covers.",
+    ),
     r"auc": ("AUC", "How likely a patch in the region has a larger gradient than one outside of it. 0.5 is chance."),
     r"average_precision|ap": (
         "average precision",
-        "Patches by falling gradient: how many of those passed are in the region, averaged over the region's own. By chance: its share of "
-        "the picture.",
+        "Patches by falling gradient: how many of those passed are in the region, averaged over the region's own. By chance somewhat more "
+        "than its share of the picture: see chance/ap.",
     ),
     r"entropy": ("entropy", "How scattered a map is: 0 all in one patch, 1 the same everywhere."),
     r"cam": (

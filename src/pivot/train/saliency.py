@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,8 @@ HEEDED = {"label_mask", "limit", "template", "too_long", "backend", "clip", "wei
 class How:
     """`steps` updates at a constant `rate` come before the look: 0 looks with the given weights, at `batch` rows at once.
 
-    `seed` draws `size` examples where there are more. `control`: the global question, too, where examples have captions.
+    `seed` draws `size` examples where there are more, those with a region first. `control`: the global question, too, where examples
+    have captions.
     """
 
     at: At = "encoder"
@@ -172,13 +174,30 @@ def _told(example: Example, glance: Glance) -> dict[str, Any]:
     }
 
 
+def _drawn(examples: Sequence[Example], how: How) -> list[int]:
+    """The numbers of `size` examples: those with a region and something beside it, on which maps can be judged, then any others.
+
+    Where the first `size` of the draw have none, no more are looked at: most data know of no region in any row.
+    """
+    order = np.random.default_rng(how.seed).permutation(len(examples)).tolist()
+    judged: list[int] = []
+    for place, number in enumerate(order if len(order) > how.size else []):
+        if len(judged) == how.size or (place == how.size and not judged):
+            break
+        truth = examples[number].truth
+        if truth is not None and truth.region.any() and not truth.region.all():
+            judged.append(number)
+    known = set(judged)
+    return [*judged, *islice((number for number in order if number not in known), how.size - len(judged))]
+
+
 class Subjects:
     """The examples that are looked at, by item number, and what is asked of each."""
 
     def __init__(self, examples: Sequence[Example], objective: Objective, how: How) -> None:
         self.how, self.objective = how, objective
         self.rows = objective.source(examples)
-        self.numbers = sorted(np.random.default_rng(how.seed).permutation(len(examples))[: how.size].tolist())
+        self.numbers = sorted(_drawn(examples, how))
 
     def questions(self, number: int) -> list[tuple[int, str, Example]]:
         """An item's own question, and the global one if it is wanted and there are captions."""
