@@ -125,7 +125,8 @@ class Probe(Instrument):
         metrics, items = self.compare(vision, text, found.ids, device)
         # The number that it has among all of them, embeddings included, as on the other side.
         metrics["layer/vision"] = float(list(layers).index(named[int(metrics["layer/vision"])]))
-        of = self.of(found.ids, fingerprint(found.images), found.captions, text.limit)
+        weights = f"{text.limit:.4g}"  # the LLM's name says little of them; more digits would tell devices apart
+        of = self.of(found.ids, fingerprint(found.images), found.captions, weights)
         return Measurement(
             kind="probe",
             name=f"align{self.place}",
