@@ -18,6 +18,7 @@ from published import HUB_IMAGE
 
 from pivot import cli, recipe
 from pivot.encoder import Encoder
+from pivot.probe._apart import hold_apart
 from pivot.probe._items import Item, Items, Shares, Split
 from pivot.probe._near import TEMPERATURE, neighbours
 from pivot.probe.linear import Probe
@@ -220,3 +221,11 @@ def test_a_class_of_one_picture_is_counted_where_nothing_can_be_told_apart() -> 
 def test_knobs_that_cannot_be_are_one_line(knobs: dict[str, object], says: str) -> None:
     with pytest.raises(BadInput, match=says):
         Probe(**knobs)
+
+
+def test_one_picture_in_a_hundred_may_be_in_both_sets() -> None:
+    """Published splits share a few. Names do not matter."""
+    measured = [(f"other-{n}", Image.new("L", (2, 2), n)) for n in range(200)]
+    hold_apart("linear", [Image.new("L", (2, 2), 7), Image.new("L", (2, 2), 8)], measured)
+    with pytest.raises(BadInput, match="of the 200 images to measure on, 3 are trained on too, as other-7 is"):
+        hold_apart("linear", [Image.new("L", (2, 2), n) for n in (7, 8, 9)], measured)
