@@ -17,7 +17,10 @@ FEW = 0.01  # of the images to measure on: splits of published sets share a few,
 
 
 def hold_apart(probe: str, trained: Sequence[Picture], measured: Sequence[tuple[str, Picture]]) -> None:
-    """Pictures to measure on, with their names, that are among those to train on are a `BadInput`, if more than FEW of them are. All of both are read once."""
+    """Pictures to measure on, with their names, that are among those to train on are a `BadInput` where they are more than FEW.
+
+    All of both are read once.
+    """
     known: set[str] = set()
     total = len(trained) + len(measured)
     for done, image in enumerate(trained, 1):
