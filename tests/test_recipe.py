@@ -239,7 +239,7 @@ def test_which_rates_were_tried_may_be_told_afterwards_but_not_which_was_chosen(
         ("probes.linaer.data=heldout", "probes: no probe named 'linaer'", "did you mean 'linear'?"),
         ("probes.linaer.data=heldout", "probes: no probe named 'linaer'", "needs use: MODULE"),
         ("probes.mine={use: linaer, data: heldout}", "probes.mine.use: no probe named 'linaer'", "did you mean 'linear'?"),
-        ("probes.mine={use: 3}", "probes.mine.use: must be one of: linear", "not 3"),
+        ("probes.mine={use: 3}", "probes.mine.use: must be one of: align, change, gradcam, linear, segment", "not 3"),
         ("probes.mine={use: linear, at: tower, data: heldout}", "probes.mine.at", "not 'tower'"),
         ("probes.mine={use: linear, data: held}", "probes.mine.data: no data named 'held'", "heldout"),
         ("probes={a/b: {use: linear, data: heldout}}", "probes: 'a/b' is no name", "letters"),
