@@ -17,6 +17,7 @@ import pytest
 import pivot
 from pivot import chain, cli, recipe, screen
 from pivot.chain import Event
+from pivot.cli import planned
 from pivot.model import MLLM
 from pivot.records import BadInput, CheckFailed, Measurement
 from pivot.screen import Screen
@@ -426,3 +427,18 @@ def test_plan_runs_nothing(tmp_path: Path, request: pytest.FixtureRequest, capsy
     request.getfixturevalue("no_memory")
     assert cli.call(["demo", "--plan", f"out={out}", "init=tiny"]) == 0
     assert "post-dpo/seed-0" in capsys.readouterr().out and not out.exists()
+
+
+@pytest.mark.usefixtures("few_read", "no_memory")
+def test_a_plan_says_once_what_is_so_of_several_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.call(["demo", "--plan", f"out={tmp_path / 'run'}", "init=tiny", "seeds=[0,3]"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("post-dpo/seed-{0,3} ") == 2 and "post-dpo/seed-0" not in told  # in both tables
+    assert "figures in a row of several seeds are those of one" in told
+
+
+def test_seeds_that_differ_keep_rows_of_their_own() -> None:
+    states = {"post-a/seed-0": "finished", "post-a/seed-1": "to do", "post-a/seed-2": "to do", "post-b/seed-1": "to do", "report": "to do"}
+    rows = [[stage, state] for stage, state in states.items()]
+    named = [row[0] for row in planned.repeated(rows)]
+    assert named == ["post-a/seed-0", "post-a/seed-{1,2}", "post-b/seed-1", "report"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pivot.screen import duration, table
@@ -19,10 +19,25 @@ def text(made: Plan) -> str:
     if not made.stages:
         return "nothing to run: no stage and no arm"
     parts = ", ".join(f"{name} {_short(size)}" for name, size in made.parts.items())
-    rows = [[row["stage"], row["state"], *_cells(row)] for row in made.stages]
-    held = [[row["stage"], *_held(row["memory"])] for row in _training(made)]
+    rows = repeated([row["stage"], row["state"], *_cells(row)] for row in made.stages)
+    held = repeated([row["stage"], *_held(row["memory"])] for row in _training(made))
     lines = [f"parameters: {parts}", "", table(HEAD, rows)]
     return "\n".join([*lines, *(["", table(HELD, held), "", *_below(made)] if held else [])])
+
+
+def repeated(rows: Iterable[list[Any]]) -> list[list[Any]]:
+    """Rows that differ in the seed alone as one, named as a shell would: post-dpo/seed-{0,1,2}. Figures stay those of one seed."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for stage, *cells in rows:
+        place, _, seed = stage.partition("/seed-")
+        alike.setdefault((place, *cells), []).append(seed)
+    return [[place + _of(seeds), *cells] for (place, *cells), seeds in alike.items()]
+
+
+def _of(seeds: list[str]) -> str:
+    """What stands behind the stage's name; nothing where it has no seeds."""
+    one = seeds[0] and f"/seed-{seeds[0]}"
+    return one if len(seeds) == 1 else f"/seed-{{{','.join(seeds)}}}"
 
 
 def _training(made: Plan) -> list[dict[str, Any]]:
@@ -64,6 +79,8 @@ def _below(made: Plan) -> Iterator[str]:
     machine, rows = made.machine, _training(made)
     hours = sum(row["gpu_hours"] for row in rows if row["state"] != "finished")
     wall = f", {duration(3600 * hours / machine.gpus)} on {machine.gpus}" if machine.gpus > 1 else ""
+    if len({row["stage"].partition("/seed-")[0] for row in rows}) < len(rows):
+        yield "figures in a row of several seeds are those of one"
     yield f"GPU-hours: {machine.gpu} at {machine.utilisation:.0%} of its peak; {hours:.3g} still to do{wall} (--gpu, --gpus, --utilisation)"
     worst = max(row["error"] for row in rows)
     if worst:
