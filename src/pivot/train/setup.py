@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object, set_seed
-from transformers import AutoModelForImageTextToText
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pivot.data.lazy import fingerprint
 from pivot.data.lengths import Lengths, lengths
@@ -148,6 +146,8 @@ def _wake(mllm: MLLM, checkpointing: bool) -> None:
 
     Checkpointing is asked for by layer, and only of layers that believe to be in training; what lies in them does not.
     """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
     mllm.model.eval()
     if checkpointing:
         names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # transformers changes it from the second to the first
@@ -210,6 +210,8 @@ def save_model(setup: Setup, folder: Path) -> None:
     if crew.is_main_process:
         if spread:
             with torch.device("meta"):
+                from transformers import AutoModelForImageTextToText
+
                 shell = AutoModelForImageTextToText.from_config(mllm.model.config)
             own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
             own = setup.adapters.merged(own) if setup.adapters else own
