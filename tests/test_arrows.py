@@ -67,6 +67,8 @@ CHAINS = {
 RENDERS = {"cli", "screen"}
 TORCH = {"torch", "transformers", "accelerate"}
 NO_TORCH = FLOOR | {"world", "reward", "report", "study.statistics"}
+OPENS = {"transformers", "timm", "open_clip"}  # import torchvision, which pivot.encoder mends where it was made for another torch:
+BEHIND_ENCODER = {"encoder", "model"}  # at import only below these two, whose own first line that is
 NO_TORCH_AT_IMPORT = {"cli", "plan", "rehearsal", "chain", "provenance", "screen", "pivot", "__main__"}
 
 
@@ -131,6 +133,8 @@ def faults(root: Path) -> list[str]:
             place = f"{inside}:{line}"
             if head in TORCH and where != "typing" and (own in NO_TORCH or (own in NO_TORCH_AT_IMPORT and where == "module")):
                 found.append(f"{place}: {own} loads {head}")
+            if head in OPENS and where == "module" and own not in BEHIND_ENCODER | NO_TORCH:
+                found.append(f"{place}: {own} imports {head} before pivot.encoder may have mended torchvision")
             if head in ("rich", "typer") and own not in RENDERS:
                 found.append(f"{place}: {own} renders; only cli and screen do")
             if head != root.name or other in (own, "pivot"):
@@ -225,6 +229,7 @@ PLANTED = [
     ("train/loop.py", "print('step')", "train prints"),
     ("chain.py", "import sys\nsys.stderr.write('x')", "chain prints"),
     ("train/loop.py", "from rich.progress import Progress", "train renders"),
+    ("train/setup.py", "from transformers import AutoModel", "train imports transformers before pivot.encoder"),
     ("utils/misc.py", "x = 1", "'utils' is not in the table"),
 ]
 

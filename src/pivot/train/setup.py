@@ -202,6 +202,8 @@ def save(setup: Setup, state: State) -> None:
 
 def save_model(setup: Setup, folder: Path) -> None:
     """Write the MLLM whole, with its adapters in its weights. What is spread over processes is gathered in the main one."""
+    from transformers import AutoModelForImageTextToText
+
     mllm, crew = setup.mllm, setup.accelerator
     spread = crew.distributed_type == DistributedType.FSDP
     weights = {name.removeprefix("scorer."): value for name, value in crew.get_state_dict(setup.scorer).items()} if spread else {}
@@ -210,8 +212,6 @@ def save_model(setup: Setup, folder: Path) -> None:
     if crew.is_main_process:
         if spread:
             with torch.device("meta"):
-                from transformers import AutoModelForImageTextToText
-
                 shell = AutoModelForImageTextToText.from_config(mllm.model.config)
             own = {name.removeprefix("model."): tensor for name, tensor in weights.items() if name.startswith("model.")}
             own = setup.adapters.merged(own) if setup.adapters else own
