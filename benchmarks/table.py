@@ -2,18 +2,20 @@
 
     python benchmarks/table.py runs/probes > results/probes/README.md
 
-Rows are the metrics that have parts or no path (all of them with --all). Read from report/results.json, ledgers and the manifest: no number
-is computed here.
+Rows are the metrics that have parts or no path (all of them with --all). Read from report/results.json, ledgers, logs and the manifest: no
+number is computed here but means over seeds and updates.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from pivot.files import read_json
+from pivot.files import read_json, read_jsonl
 from pivot.runfolder import RunFolder
 
 Facts = Mapping[str, Any]
@@ -35,14 +37,29 @@ def heading(folder: RunFolder) -> Iterator[str]:
     manifest = folder.manifest()
     yield f"# {manifest['name']}\n"
     yield f"Versions: {', '.join(f'{name} {value}' for name, value in manifest['versions'].items())}.\n"
-    yield "| arm | seeds | examples | updates | FLOPs | seconds a seed | rates |"
-    yield "|---|---|---|---|---|---|---|"
-    ledgers = [read_json(file) for file in sorted(folder.path.glob("post-*/seed-*/ledger.json"))]
-    for arm in dict.fromkeys(ledger["arm"] for ledger in ledgers):
-        own = [ledger for ledger in ledgers if ledger["arm"] == arm]
-        one, seconds = own[0], sum(ledger["seconds"] for ledger in own) / len(own)
+    yield "| arm | seeds | examples | updates | FLOPs | seconds a seed | rates | reward of its own replies, first and last fifth |"
+    yield "|---|---|---|---|---|---|---|---|"
+    posts = [file.parent for file in sorted(folder.path.glob("post-*/seed-*/ledger.json"))]
+    for arm in dict.fromkeys(post.parent.name for post in posts):
+        own = [post for post in posts if post.parent.name == arm]
+        ledgers = [read_json(post / "ledger.json") for post in own]
+        one, seconds = ledgers[0], fmean(ledger["seconds"] for ledger in ledgers)
+        flops = fmean(ledger["flops"] + (ledger["reference"] or {"flops": 0})["flops"] for ledger in ledgers)
         rates = ", ".join(f"{part} {rate:g}" for part, rate in one["rates"].items())
-        yield f"| {arm} | {len(own)} | {one['examples']:,} | {one['steps']:,} | {one['flops']:.3g} | {seconds:,.0f} | {rates} |"
+        facts = (one["arm"], len(own), f"{one['examples']:,}", f"{one['steps']:,}", f"{flops:.3g}", f"{seconds:,.0f}", rates, earned(own))
+        yield f"| {' | '.join(map(str, facts))} |"
+
+
+def earned(posts: Sequence[Path]) -> str:
+    """What replies earned as training began and as it ended, over all seeds; empty where none were written."""
+    curves = [
+        [line["reward"] for line in read_jsonl(post / "metrics.jsonl") if "reward" in line and line["kind"] == "train"] for post in posts
+    ]
+    if not all(curves):
+        return ""
+    fifths = ((curve[: math.ceil(len(curve) / 5)], curve[-math.ceil(len(curve) / 5) :]) for curve in curves)
+    first, last = zip(*fifths, strict=True)
+    return f"{fmean(map(fmean, first)):.3f}, {fmean(map(fmean, last)):.3f}"
 
 
 def measured(found: Facts) -> list[tuple[str, str]]:

@@ -86,6 +86,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("data show rows,plain --image o.png", "example bare of rows,plain has no picture", "leave out --image"),
         ("run small.yaml --only bench-word", "no stage named 'bench-word'", "known: "),
         ("run small.yaml --only encoder-dpo/seed-0", "needs post-dpo/seed-0", "run that first"),
+        ("run small.yaml --again", "--again runs finished stages from their beginning", "say which by --only"),
         ("run small.yaml out=broken.png", "broken.png", "check the path"),
         ("run small.yaml out=full", "full is not empty and not a run folder", "give another out="),
         ("run small.yaml out=", "out= names no folder", "give one"),

@@ -61,7 +61,7 @@ class Stand:
         self.fails: str | None = None
         for kind in ("pretrain", "align", "instruct", "post", "detach", "saliency", "probe", "bench", "report"):
             monkeypatch.setattr(Work, f"_{kind}", self.stage)
-        monkeypatch.setattr(chain, "_rehearse", lambda recipe, folder, again: None)  # there is nothing to read; tests/test_plan.py
+        monkeypatch.setattr(chain, "_rehearse", lambda *given: None)  # there is nothing to read; tests/test_plan.py
 
     @property
     def stage(self) -> Callable[[Work, Stage], list[Path]]:
@@ -76,10 +76,10 @@ class Stand:
 
         return perform
 
-    def run(self, folder: RunFolder, only: str | None = None, **changes: Any) -> list[str]:
+    def run(self, folder: RunFolder, only: str | None = None, again: bool = False, **changes: Any) -> list[str]:
         """Run the recipe; returns the stages that ran."""
         self.ran.clear()
-        chain.run(made(**changes), folder, lambda event: None, only)
+        chain.run(made(**changes), folder, lambda event: None, only, again)
         return list(self.ran)
 
 
@@ -201,10 +201,13 @@ def test_what_comes_out_as_before_makes_nothing_else_stale(stand: Stand, folder:
     assert stand.run(folder) == ["post-sft/seed-0"]
 
 
-def test_any_stage_can_be_run_again_alone(stand: Stand, folder: RunFolder) -> None:
+def test_any_stage_can_be_run_alone_and_again(stand: Stand, folder: RunFolder) -> None:
+    assert stand.run(folder, only="post-sft/*") == ["post-sft/seed-0"]
+    assert stand.run(folder, only="post-*") == ["post-dpo/seed-0"]  # as after a kill: what is finished is kept
     stand.run(folder)
-    assert stand.run(folder, only="post-sft/seed-0") == ["post-sft/seed-0"]
-    assert stand.run(folder, only="bench-*") == [name for name in REST if name.startswith("bench")]
+    assert stand.run(folder, only="post-*") == []
+    assert stand.run(folder, only="post-sft/seed-0", again=True) == ["post-sft/seed-0"]
+    assert stand.run(folder, only="bench-*", again=True) == [name for name in REST if name.startswith("bench")]
     with pytest.raises(BadInput, match=r"no stage named 'post-sfd/seed-0'.*did you mean 'post-sft/seed-0'"):
         stand.run(folder, only="post-sfd/seed-0")
 
@@ -215,11 +218,11 @@ def test_run_again_alone_a_finished_stage_starts_afresh_and_a_half_one_goes_on(s
     kept.touch()
     stand.fails = "post-sft/seed-0"
     with pytest.raises(KeyboardInterrupt):
-        stand.run(folder, only="post-sft/seed-0")
+        stand.run(folder, only="post-sft/seed-0", again=True)
     assert not kept.exists()
     kept.touch()
     with pytest.raises(KeyboardInterrupt):
-        stand.run(folder, only="post-sft/seed-0")
+        stand.run(folder, only="post-sft/seed-0", again=True)
     assert kept.exists()
 
 

@@ -131,10 +131,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_is_its_recipe_with_changes_and_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(chain, "run", lambda *rest: asked.append(rest))
-    assert cli.call(["demo", f"out={tmp_path / 'a'}", "post.batch=16", "--only", "bench-*"]) == 0
+    assert cli.call(["demo", f"out={tmp_path / 'a'}", "post.batch=16", "--only", "bench-*", "--again"]) == 0
     assert cli.call(["demo"]) == 0
-    (asked_for, folder, _, only), (_, default, _, _) = asked
-    assert (asked_for.name, asked_for.post.settings["batch"], folder.path, only) == ("demo", 16, tmp_path / "a", "bench-*")
+    (asked_for, folder, _, *which), (_, default, *_) = asked
+    assert (asked_for.name, asked_for.post.settings["batch"], folder.path, which) == ("demo", 16, tmp_path / "a", ["bench-*", True])
     assert default.path == Path("runs/demo")
 
 

@@ -39,7 +39,7 @@ VERBS = {
     },
     "data make": {"out", "--data", "--json"},
     "data show": {"source", "--items", "--start", "--seed", "--out", "--index", "--image", "--json"},
-    "demo": {"changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
+    "demo": {"changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--again", "--json"},
     "detach": {"mllm", "out", "--to", "--truncate", "--json"},
     "encoder inspect": {"name", "--layer", "--pixels", "--json"},
     "env": {"--json"},
@@ -63,7 +63,7 @@ VERBS = {
         *("mllm", "out", "--objective", "--data", "--at", "--steps", "--rate", "--size", "--control", "--keep", "--precision", "--batch"),
         *("--seed", "--arm", "--json"),
     },
-    "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--json"},
+    "run": {"recipe", "changes", "--plan", "--gpus", "--gpu", "--utilisation", "--only", "--again", "--json"},
 }
 READERS = {
     "strangers",

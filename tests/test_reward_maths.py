@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -192,6 +194,19 @@ def test_a_formula_that_never_ends_is_stopped_in_any_thread() -> None:
     assert all(one == 0 and isinstance(one, Score) and "longer than 0.3 seconds" in str(one.failed) for one in found)
     assert took < 60  # twice 0.3 and a start between, on a busy machine
     assert maths.reward("2/8", example("1/4"), seconds=PATIENT) == 1
+
+
+def test_a_process_that_gets_no_time_is_waited_for_though_not_for_ever() -> None:
+    """On a busy machine a reply must earn what it earns on an idle one."""
+    maths.reward("0.125 ", example("1/8"), seconds=PATIENT)
+    assert maths._comparer.process
+    maths._comparer.process.send_signal(signal.SIGSTOP)
+    threading.Timer(1.0, maths._comparer.process.send_signal, [signal.SIGCONT]).start()
+    assert maths.reward("3/24", example("1/8"), seconds=0.5) == 1
+    maths._comparer.process.send_signal(signal.SIGSTOP)
+    found = maths.reward("4/32", example("1/8"), seconds=0.05)
+    assert found == 0 and isinstance(found, Score) and "longer than 0.05 seconds" in str(found.failed)
+    assert maths.reward("5/40", example("1/8"), seconds=PATIENT) == 1
 
 
 DEEP = [("(", ")"), ("{", "}"), (r"\frac{", "}{2}"), (r"\sqrt{", "}"), (r"\left(", r"\right)"), ("[", "]"), ("2^{", "}"), ("sqrt(", ")")]

@@ -14,6 +14,7 @@ from training import SFT, curve, fresh, run
 
 from pivot.data.collate import encode
 from pivot.files import read_json
+from pivot.lookup import find
 from pivot.model import MLLM
 from pivot.records import CheckFailed, Example, Response
 from pivot.train import Rates, order, watch
@@ -62,6 +63,19 @@ def test_a_spike_stops_before_it_does_harm(shared_mllm: MLLM, pairs: list[Exampl
     mllm = fresh(shared_mllm)
     with pytest.raises(CheckFailed, match=r"update 60: the loss jumped to .* robust deviations .*: noise \("):
         run(mllm, SFT(), rows, tmp_path, batch=1, micro=1, rates=FAST)
+
+
+def test_a_row_is_blamed_for_its_own_loss_alone(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a critic, too: what it expected of other rows in the same micro-batch is theirs."""
+    told: dict[int, list[tuple[str, float]]] = {1: [], 2: []}
+    objective = find("objective", "ppo")(reward={"name": "length", "unit": "characters", "limit": 20}, max_new=4, critic="detached")
+    for micro, found in told.items():
+        monkeypatch.setattr(Watch, "check", lambda *given, found=found: found.extend(given[-1]()))
+        run(fresh(shared_mllm), objective, pairs[:4], tmp_path / f"{micro}", batch=2, micro=micro)
+    assert len(told[1]) == 8 and [name for name, _ in told[1]] == [name for name, _ in told[2]]  # four rows, two passes
+    assert [loss for _, loss in told[2]] == pytest.approx([loss for _, loss in told[1]], abs=1e-5)
 
 
 def rough(number: int) -> Iterator[float]:

@@ -48,25 +48,25 @@ class Event:
 Tell = Callable[[Event], None]
 
 
-def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None) -> None:
-    """Run what is not finished. `only` runs the stages that fit it, finished or not, and nothing else."""
+def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None, again: bool = False) -> None:
+    """Run what is not finished, of the stages that fit `only` if that is given; `again` runs finished ones, too, from their beginning."""
     plan = stages(recipe)
-    again = [stage.name for stage in chosen(plan, only)] if only else []
+    asked = chosen(plan, only) if only else plan
     crew = Crew()
     with ExitStack() as held:
         if crew.main:
             held.enter_context(folder.alone())
-            _rehearse(recipe, folder, again)
+            _rehearse(recipe, folder, asked, again)
             recipes.freeze(recipe, folder)
             _begin(recipe, folder)
         work = Work(recipe, folder, tell, crew)
-        for stage in plan:
+        for stage in asked:
             trains = stage.kind in TRAINING
-            if (only and stage.name not in again) or not (trains or crew.main):
+            if not (trains or crew.main):
                 continue
             # A recipe that has more now than when the report was written has more to report.
             done = crew.agreed(folder, stage.name) if trains else folder.done(stage.name) and folder.read_by(stage.name) >= set(stage.needs)
-            if done and not only:
+            if done and not again:
                 tell(Event("skip", stage.name, folder.facts(stage.name)))
                 continue
             work.perform(stage, afresh=done)
@@ -106,12 +106,12 @@ def given(recipe: Recipe, weights: bool = True) -> Encoder:
     return encoder if build.layer is None else encoder.tapped(layer=build.layer)
 
 
-def _rehearse(recipe: Recipe, folder: RunFolder, again: Sequence[str]) -> None:
+def _rehearse(recipe: Recipe, folder: RunFolder, asked: Sequence[Stage], again: bool) -> None:
     """Read what the stages that are to run will read. By marks alone: to look at what finished ones made can take minutes."""
     from pivot.rehearsal import Rehearsal
 
     marked = folder.manifest().get("stages", {})
-    Rehearsal(recipe).try_all(stage for stage in stages(recipe) if (stage.name in again if again else stage.name not in marked))
+    Rehearsal(recipe).try_all(stage for stage in asked if again or stage.name not in marked)
 
 
 def _begin(recipe: Recipe, folder: RunFolder) -> None:

@@ -60,7 +60,8 @@ Changes = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout, for machines.")]
 Plan = Annotated[bool, typer.Option("--plan", help="Say what would be run and what it takes; run nothing.")]
-Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage again, alone; 'bench-*' takes several.")]
+Only = Annotated[str | None, typer.Option(metavar="STAGE", help="Run this stage alone; 'bench-*' takes several.")]
+Again = Annotated[bool, typer.Option("--again", help="With --only: from its beginning if it is finished.")]
 Source = Annotated[str, typer.Option("--data", metavar="READER,KEY=VALUE,...", help="What to read.")]
 HELDOUT = "world,split=test,size=600"
 KEPT = "what is finished is kept, the same command goes on from there"

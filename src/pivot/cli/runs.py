@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pivot.cli.app import KEPT, Changes, Json, Only, Plan, app, live, results, show
+from pivot.cli.app import KEPT, Again, Changes, Json, Only, Plan, app, live, results, show
 from pivot.records import BadInput
 
 if TYPE_CHECKING:
@@ -27,10 +27,11 @@ def demo(
     gpu: Gpu = None,
     utilisation: Utilisation = None,
     only: Only = None,
+    again: Again = False,
     json: Json = False,
 ) -> None:
     """Run the embedded study: a small encoder through SFT and DPO, out again, measured and reported."""
-    _run("demo", changes or [], _machine(plan, gpus, gpu, utilisation), only, json)
+    _run("demo", changes or [], _machine(plan, gpus, gpu, utilisation), only, again, json)
 
 
 @app.command()
@@ -42,10 +43,11 @@ def run(
     gpu: Gpu = None,
     utilisation: Utilisation = None,
     only: Only = None,
+    again: Again = False,
     json: Json = False,
 ) -> None:
     """Run all stages of a recipe. Finished ones are skipped, a killed one resumes."""
-    _run(recipe, changes or [], _machine(plan, gpus, gpu, utilisation), only, json)
+    _run(recipe, changes or [], _machine(plan, gpus, gpu, utilisation), only, again, json)
 
 
 def _machine(plan: bool, gpus: int | None, gpu: str | None, utilisation: float | None) -> Machine | None:
@@ -60,11 +62,13 @@ def _machine(plan: bool, gpus: int | None, gpu: str | None, utilisation: float |
     return Machine(**given)  # type: ignore[arg-type]
 
 
-def _run(source: str, changes: Sequence[str], machine: Machine | None, only: str | None, json: bool) -> None:
+def _run(source: str, changes: Sequence[str], machine: Machine | None, only: str | None, again: bool, json: bool) -> None:
     from pivot import chain
     from pivot import recipe as recipes
     from pivot.runfolder import RunFolder
 
+    if again and not only:
+        raise BadInput("--again runs finished stages from their beginning; say which by --only, or give a new folder by out=")
     out = [change.removeprefix("out=") for change in changes if change.startswith("out=")]
     if out and not out[-1].strip():
         raise BadInput("out= names no folder; give one, as in out=runs/mine, or leave it away")
@@ -80,7 +84,7 @@ def _run(source: str, changes: Sequence[str], machine: Machine | None, only: str
     main = chain.Crew().main
     with live(json and main, quiet=not main) as screen:
         try:
-            chain.run(recipe, folder, screen.tell, only)
+            chain.run(recipe, folder, screen.tell, only, again)
         except KeyboardInterrupt:
             raise BadInput(f"stopped by Ctrl-C in {screen.stage or recipe.name}; {KEPT}") from None
     if main:

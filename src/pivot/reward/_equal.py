@@ -1,7 +1,8 @@
 """The process in which formulas are compared: it may be slow, run out of memory or hang, and is ended then. `maths` starts and ends it.
 
-Run as a script with the number of an inherited socket: a JSON object with `gold`, `said` and `seconds` a line in, one with `equal` or
-`failed` a line out. It imports nothing of this package, so that it starts as fast as sympy does.
+Run as a script with the number of an inherited socket: a JSON object with `gold`, `said`, `seconds` and `wait` a line in, one with `equal`
+or `failed` a line out. `seconds` are of computing, so that a busy machine judges as an idle one does; `wait` is by the clock. It imports
+nothing of this package, so that it starts as fast as sympy does.
 """
 
 from __future__ import annotations
@@ -70,13 +71,15 @@ def serve(line: socket.socket) -> None:
         words.flush()
         for asked in words:
             question = json.loads(asked)
-            signal.setitimer(signal.ITIMER_REAL, question["seconds"] + 1.0)
+            signal.setitimer(signal.ITIMER_PROF, question["seconds"])
+            signal.setitimer(signal.ITIMER_REAL, question["wait"] + 1.0)  # where who asked is gone, and nobody ends this
             try:
                 found = check(question["gold"], question["said"])
             except (RecursionError, MemoryError) as error:
                 found = {"failed": type(error).__name__}
             except Exception:  # of a parser that met a reply: no formula, hence not the answer
                 found = {"equal": False}
+            signal.setitimer(signal.ITIMER_PROF, 0.0)
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             words.write(json.dumps(found) + "\n")
             words.flush()

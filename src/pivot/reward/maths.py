@@ -1,7 +1,7 @@
 """Mathematical equivalence, by math-verify: "0.5", "1/2" and "\\frac{1}{2}" are one.
 
 A reply can be a tower of powers that no computer finishes, so formulas are compared in a process of their own (`_equal.py`), which
-is ended when a comparison outlives its time and started anew. That limit holds in any thread, which math-verify's own does not. One
+is ended when a comparison takes too long and started anew. That limit holds in any thread, which math-verify's own does not. One
 process serves all calls of this one. No formula is evaluated as code: it is parsed as LaTeX, and `_equal.py` forbids compiling.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from pivot.reward._contract import unjudged
 PACKAGE = "math-verify"  # where a mixed reward meets mathematics without it, the example is unjudged
 UNSTARTED = f"{PACKAGE} does not start"
 START = 60.0  # seconds for the process to load sympy: 1 on an idle machine
+PATIENCE = 10  # by the clock, in times of `seconds`: how long to wait where the machine is busy and the process gets no time
 LONGEST = 400  # characters of a formula: longer ones are no answers, and take the parser seconds
 SIDES = 8  # of one equation
 LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z]")
@@ -39,7 +41,7 @@ DEEPEST = 6  # brackets inside brackets: 6 take the parser up to 0.6 seconds, 10
 
 
 def reward(reply: str, example: Example, *, seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2.0) -> float:
-    """1 if the formula that the reply ends in equals the example's answer. `seconds`: how long one comparison may take."""
+    """1 if the formula that the reply ends in equals the example's answer. `seconds`: of computing, for one comparison."""
     truth = answers.formula(example.answer or "")
     if truth is None or _too_much(truth):
         return unjudged(f"the answer of {example.id} is no formula")
@@ -163,14 +165,15 @@ class Comparer:
                 self._end()
                 return {"failed": UNSTARTED}
             assert self.line
-            question = json.dumps({"gold": gold, "said": said, "seconds": seconds}) + "\n"
+            wait, slow = PATIENCE * seconds, f"the comparison took longer than {seconds:g} seconds"
+            question = json.dumps({"gold": gold, "said": said, "seconds": seconds, "wait": wait}) + "\n"
             try:
                 self.line.sendall(question.encode())
-                return dict(json.loads(self._read(seconds)))
+                return dict(json.loads(self._read(wait)))
             except TimeoutError:
-                why = f"the comparison took longer than {seconds:g} seconds"
+                why = slow
             except (OSError, ValueError):
-                why = "the comparison ended its process"
+                why = slow if self._ended() == -signal.SIGPROF else "the comparison ended its process"
             self._end()
             with suppress(OSError):  # the next question starts it then
                 self._start()  # loads while the caller goes on
@@ -205,6 +208,12 @@ class Comparer:
                 return ""
             got += part
         return got.decode().strip()
+
+    def _ended(self) -> int | None:
+        """How the process ended by itself, if it did: its line closes a little earlier."""
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(1.0) if self.process else None
+        return None
 
     def _end(self) -> None:
         if self.line:
