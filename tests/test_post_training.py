@@ -146,6 +146,8 @@ def test_a_plan_needs_no_weights(name: str, judge: Path, capsys: pytest.CaptureF
     (post,) = (stage for stage in json.loads(capsys.readouterr().out)["stages"] if stage["stage"].startswith("post-"))
     told, passes = written(name)["post"], TABLE[name.removeprefix(HOME)]["objective"].get("passes", 1)
     assert post["steps"] == told["epochs"] * -(-12 // told["batch"]) * passes and post["flops"] > 0
+    knobs = recipe.load(name, changes(name, "world,size=12", judge)).arms[arm_of(name)].objective or {}
+    assert post["written_tokens"] == 12 * told["epochs"] * knobs.get("k", 0) * knobs.get("max_new", 0)
 
 
 PPO = "arms.ppo.objective"

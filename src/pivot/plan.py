@@ -81,9 +81,8 @@ def plan(recipe: Recipe, folder: RunFolder, machine: Machine | None = None) -> P
     return Plan(rows, sizes.parts if rows else {}, sizes.machine)
 
 
-EMPTY: dict[str, Any] = dict.fromkeys(
-    ("examples", "steps", "image_tokens", "text_tokens", "parameters", "flops", "error", "too_long", "cut", "gpu_hours", "memory")
-)
+COUNTED = ("examples", "steps", "image_tokens", "text_tokens", "written_tokens", "parameters", "flops", "gpu_hours", "memory")
+EMPTY: dict[str, Any] = dict.fromkeys((*COUNTED, "error", "too_long", "cut"))
 
 
 class Sizes:
@@ -158,6 +157,7 @@ class Sizes:
             "steps": steps * objective.passes,
             "image_tokens": round(mean(row.image_tokens for row in reading.rows) * reads * objective.passes),
             "text_tokens": round(mean(row.text_tokens for row in reading.rows) * reads * objective.passes),
+            "written_tokens": reads * objective.k * objective.max_new if objective.online else 0,
             "parameters": sum(weight.numel() for weight in mllm.model.parameters() if weight.requires_grad),
             "flops": flops,
             "error": _error(costs) if len(reading.rows) < reading.examples else 0.0,

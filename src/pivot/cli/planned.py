@@ -82,6 +82,8 @@ def _below(made: Plan) -> Iterator[str]:
     if len({row["stage"].partition("/seed-")[0] for row in rows}) < len(rows):
         yield "figures in a row of several seeds are those of one"
     yield f"GPU-hours: {machine.gpu} at {machine.utilisation:.0%} of its peak; {hours:.3g} still to do{wall} (--gpu, --gpus, --utilisation)"
+    if any(row["written_tokens"] for row in rows):
+        yield "replies that a model writes itself are taken to be as long as they may be (max_new): shorter ones cost less"
     worst = max(row["error"] for row in rows)
     if worst:
         yield f"tokens and FLOPs from rows spread over the data; standard error at most {worst:.1%}"
