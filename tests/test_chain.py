@@ -7,8 +7,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -277,9 +279,48 @@ def test_other_processes_of_a_launch_only_train(stand: Stand, folder: RunFolder,
     """They leave files and measuring to the main one, whose word on what is finished they take."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(chain.Crew, "agreed", lambda crew, folder, stage: stage == "post-sft/seed-0")
+    words = iter(["finished", "to do"])
+    monkeypatch.setattr(chain.Crew, "told", lambda crew, ask: next(words))
     assert stand.run(folder) == ["post-dpo/seed-0"]
     assert not folder.manifest_file.exists() and not folder.recipe_file.exists()
+
+
+def test_two_runs_in_one_folder_share_its_stages(stand: Stand, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "LOOK", 0.05)
+    with ThreadPoolExecutor(2) as threads:
+        runs = [threads.submit(chain.run, made(), folder, lambda event: None) for _ in range(2)]
+    assert [run.result() for run in runs] == [None, None]
+    assert sorted(stand.ran) == sorted([*POSTS, *REST, "report"])  # each once
+    assert stand.ran[-1] == "report" and stand.run(folder) == []
+
+
+def test_a_run_does_what_it_can_and_waits_for_what_another_is_at(stand: Stand, folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chain, "LOOK", 0.05)
+    seen: list[Event] = []
+    waits = threading.Event()
+
+    def tell(event: Event) -> None:
+        seen.append(event)
+        if event.kind == "wait":
+            waits.set()
+
+    with ThreadPoolExecutor(1) as threads:
+        with folder.claim("post-dpo/seed-0"):
+            run = threads.submit(chain.run, made(), folder, tell)
+            assert waits.wait(30)
+            before = list(stand.ran)
+        run.result()
+    of_dpo = [name for name in REST if "dpo" in name]
+    assert before == ["post-sft/seed-0", *(name for name in REST if name not in of_dpo)]
+    assert stand.ran[len(before) :] == ["post-dpo/seed-0", *of_dpo, "report"]
+    assert [event.stage for event in seen if event.kind == "wait"] == ["post-dpo/seed-0"]
+
+
+def test_a_run_by_another_recipe_is_refused_beside_one_that_has_just_begun(stand: Stand, folder: RunFolder) -> None:
+    with folder.joined(lambda shared: chain._begin(made(), folder, shared)):
+        with pytest.raises(BadInput, match=r"changed: post\.batch"):
+            stand.run(folder, post={"batch": 2})
+        assert stand.run(folder) == [*POSTS, *REST, "report"]
 
 
 def test_events_tell_what_was_skipped_begun_and_done(stand: Stand, folder: RunFolder) -> None:

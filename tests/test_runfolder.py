@@ -1,15 +1,17 @@
-"""Run folders: marks notice what changed, a killed writer is swept, one run at a time."""
+"""Run folders: marks notice what changed, a killed writer is swept, of several runs each claims its stages."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pivot import files
+from pivot import files, runfolder
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import RunFolder
 
@@ -40,7 +42,7 @@ def test_a_killed_writer_leaves_the_target_and_a_leftover_that_the_next_run_swee
     with folder.alone():
         assert not list(folder.path.glob(files.LEFTOVER))
         (folder.path / ".lock").unlink()
-        assert files.hash_file(folder.path) == unswept
+        assert files.hash_file(folder.path) == unswept  # that file aside, all is as it was
 
 
 def test_a_run_killed_before_its_first_file_is_gone_on_with(folder: RunFolder) -> None:
@@ -48,7 +50,7 @@ def test_a_run_killed_before_its_first_file_is_gone_on_with(folder: RunFolder) -
     (folder.path / ".lock").touch()
     subprocess.run([sys.executable, "-c", KILLED_WRITER, str(folder.manifest_file)], check=False)
     with folder.alone():
-        assert sorted(os.listdir(folder.path)) == [".lock", "manifest.json"] and folder.manifest() == {}
+        assert sorted(os.listdir(folder.path)) == [".claims", ".lock", "manifest.json"] and folder.manifest() == {}
     with folder.alone():
         pass
 
@@ -74,11 +76,66 @@ def test_only_work_to_lose_counts_as_a_start(folder: RunFolder) -> None:
         assert folder.started()
 
 
-def test_a_second_run_in_the_folder_is_refused_until_the_first_ends(folder: RunFolder) -> None:
+def test_who_wants_the_folder_alone_is_refused_until_all_have_left(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runfolder, "DOOR", 0.2)
     with folder.alone(), pytest.raises(BadInput, match="another run is writing"), folder.alone():
+        pass
+    with folder.alone(), pytest.raises(BadInput, match="another run is writing"), folder.joined(lambda shared: None):
+        pass
+    with folder.joined(lambda shared: None), pytest.raises(BadInput, match="another run is writing"), folder.alone():
         pass
     with folder.alone():
         pass
+
+
+def test_runs_join_each_other_once_the_first_has_begun(folder: RunFolder) -> None:
+    told: list[bool] = []
+    with ThreadPoolExecutor(1) as threads:
+
+        def first(shared: bool) -> None:
+            told.append(shared)
+            threads.submit(joins, folder, told)
+            time.sleep(0.3)
+            assert told == [False]  # the second is at the door
+
+        with folder.joined(first):
+            threads.shutdown()
+    assert told == [False, True]
+
+
+def joins(folder: RunFolder, told: list[bool]) -> None:
+    with folder.joined(told.append):
+        pass
+
+
+CLAIMS_AND_DIES = """
+import os, signal, sys
+from pathlib import Path
+from pivot.runfolder import RunFolder
+with RunFolder(Path(sys.argv[1])).claim("post-dpo/seed-0") as mine:
+    print(mine, flush=True)
+    sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_claim_holds_against_others_and_dies_with_its_process(folder: RunFolder) -> None:
+    command = [sys.executable, "-c", CLAIMS_AND_DIES, str(folder.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout and other.stdin and other.stdout.readline() == "True\n"
+        assert folder.claimed("post-dpo/seed-0") and not folder.claimed("post-dpo/seed-1")
+        with folder.claim("post-dpo/seed-0") as mine:
+            assert not mine
+        other.stdin.write("\n")
+        other.stdin.flush()
+        other.wait()
+    assert not folder.claimed("post-dpo/seed-0")
+
+
+def test_marks_of_several_runs_all_stay(folder: RunFolder) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda n: (folder.mark(f"stage-{n}"), folder.pin(f"pin-{n}", "a", "it")), range(40)))
+    assert len(folder.manifest()["stages"]) == len(folder.manifest()["pinned"]) == 40
 
 
 def test_a_mark_holds_until_an_output_or_what_it_came_from_changes(folder: RunFolder) -> None:

@@ -1,5 +1,6 @@
 """From a recipe to its stages, in order: finished ones are skipped, a killed one resumes, any one can be run again alone.
 
+Several runs may work in one folder, each at stages that no other one is at: as many commands as there are cores, GPUs or machines.
 All that trains comes first and runs in every process of a launch; what follows runs in the main process alone, so that the
 others can leave. Between stages nothing is kept but files.
 """
@@ -7,12 +8,14 @@ others can leave. Between stages nothing is kept but files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from pivot import lookup
 from pivot import recipe as recipes
@@ -34,42 +37,41 @@ if TYPE_CHECKING:
 BASE = Path(__file__).parent / "base"  # the shipped MLLM
 FRESH = ("tiny", "blank")  # words for `init` that name a way to make an MLLM, not a place to load one from
 SMALL = 20_000_000  # parameters
+LOOK = 2.0  # seconds until a run that waits for others looks again
 
 
 @dataclass(frozen=True)
 class Event:
     """What happened, for whoever shows it."""
 
-    kind: Literal["begin", "progress", "done", "skip"]
+    kind: Literal["begin", "progress", "done", "skip", "wait"]  # wait: for another run that is at a stage
     stage: str
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 Tell = Callable[[Event], None]
+State = Literal["finished", "elsewhere", "to do"]  # of a stage
+Told = TypeVar("Told")
 
 
 def run(recipe: Recipe, folder: RunFolder, tell: Tell, only: str | None = None, again: bool = False) -> None:
     """Run what is not finished, of the stages that fit `only` if that is given; `again` runs finished ones, too, from their beginning."""
-    plan = stages(recipe)
+    crew, plan = Crew(), stages(recipe)
     asked = chosen(plan, only) if only else plan
-    crew = Crew()
     with ExitStack() as held:
         if crew.main:
-            held.enter_context(folder.alone())
             _rehearse(recipe, folder, asked, again)
-            recipes.freeze(recipe, folder)
-            _begin(recipe, folder)
-        work = Work(recipe, folder, tell, crew)
-        for stage in asked:
-            trains = stage.kind in TRAINING
-            if not (trains or crew.main):
-                continue
-            # A recipe that has more now than when the report was written has more to report.
-            done = crew.agreed(folder, stage.name) if trains else folder.done(stage.name) and folder.read_by(stage.name) >= set(stage.needs)
-            if done and not again:
-                tell(Event("skip", stage.name, folder.facts(stage.name)))
-                continue
-            work.perform(stage, afresh=done)
+            held.enter_context(folder.joined(partial(_begin, recipe, folder)))
+        work, waited = Work(recipe, folder, tell, crew), ""
+        left = [stage for stage in asked if crew.main or stage.kind in TRAINING]
+        while left:
+            rest = work.go_through(left, again)
+            if crew.main and len(rest) == len(left):
+                if rest[0].name != waited:
+                    waited = rest[0].name
+                    tell(Event("wait", waited))
+                time.sleep(LOOK)
+            left = rest
 
 
 def steady(model: PreTrainedModel) -> None:
@@ -114,10 +116,11 @@ def _rehearse(recipe: Recipe, folder: RunFolder, asked: Sequence[Stage], again: 
     Rehearsal(recipe).try_all(stage for stage in asked if again or stage.name not in marked)
 
 
-def _begin(recipe: Recipe, folder: RunFolder) -> None:
-    """Say in the manifest what made this folder, and refuse to go on from other weights or rows than it began with."""
+def _begin(recipe: Recipe, folder: RunFolder, shared: bool) -> None:
+    """Say in the folder what made it, and refuse to go on by another recipe, or from other weights or rows, than it began with."""
+    recipes.freeze(recipe, folder, shared)
     packages = ("pivot-vision", "torch", "transformers", "accelerate", "numpy")
-    if not folder.started():  # what an attempt pinned that came to nothing binds nobody
+    if not (shared or folder.started()):  # what an attempt pinned that came to nothing binds nobody
         folder.note(name=recipe.name, versions={name: version(name) for name in packages}, stages={}, pinned={})
     for key in ("init", "encoder", "llm"):
         source = getattr(recipe, key)
@@ -143,16 +146,16 @@ class Crew:
         self.alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         self.main = self.alone or os.environ.get("RANK", "0") == "0"
 
-    def agreed(self, folder: RunFolder, stage: str) -> bool:
-        """Whether a stage is done, as the main process sees it: the others would look at files that it is changing."""
+    def told(self, ask: Callable[[], Told]) -> Told:
+        """What the main process finds, in all of them: the others would look at files that it is changing."""
         if self.alone:
-            return folder.done(stage)
+            return ask()
         from accelerate.utils import broadcast_object_list
 
         from pivot.train.launch import processes
 
         processes()
-        return bool(broadcast_object_list([folder.done(stage) if self.main else None])[0])
+        return cast(Told, broadcast_object_list([ask() if self.main else None])[0])
 
     def wait(self) -> None:
         """Until all processes have come here."""
@@ -171,9 +174,34 @@ class Work:
     tell: Tell
     crew: Crew
 
+    def go_through(self, left: Sequence[Stage], again: bool) -> list[Stage]:
+        """Run what is to be run and no other run is at; returns the rest."""
+        rest = list[Stage]()
+        for stage in left:
+            with ExitStack() as held:
+                look = partial(self._state, stage, {other.name for other in rest}, held)
+                state = self.crew.told(look) if stage.kind in TRAINING else look()
+                if state == "elsewhere":
+                    rest.append(stage)
+                elif state == "finished" and not again:
+                    self.tell(Event("skip", stage.name, self.folder.facts(stage.name)))
+                else:
+                    self.perform(stage, afresh=state == "finished")
+        return rest
+
+    def _state(self, stage: Stage, elsewhere: Set[str], held: ExitStack) -> State:
+        """Whether a stage is finished, or in the hands of another run, by itself or by what it waits for; if not, it is claimed."""
+        if not held.enter_context(self.folder.claim(stage.name)):
+            return "elsewhere"
+        # A recipe that has more now than when the report was written has more to report.
+        if self.folder.done(stage.name) and self.folder.read_by(stage.name) >= set(stage.needs):
+            return "finished"
+        return "elsewhere" if any(need in elsewhere or self.folder.claimed(need) for need in stage.needs) else "to do"
+
     def perform(self, stage: Stage, afresh: bool) -> None:
         """Run one stage and mark it. `afresh` throws away what a finished one made; else a killed one goes on."""
-        needs = {need: self.crew.agreed(self.folder, need) if stage.kind in TRAINING else self.folder.done(need) for need in stage.needs}
+        look = {need: partial(self.folder.done, need) for need in stage.needs}
+        needs = {need: self.crew.told(done) if stage.kind in TRAINING else done() for need, done in look.items()}
         missing = next((need for need, done in needs.items() if not done), None)
         if missing and stage.kind != "report":  # a report shows what is there
             raise BadInput(f"stage {stage.name} needs {missing}, which is not finished in {self.folder.path}; run that first")

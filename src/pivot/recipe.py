@@ -366,11 +366,14 @@ def _example(file: Path) -> str:
     return f", as in: {first}" if first.startswith("pivot ") else ""
 
 
-def freeze(recipe: Recipe, folder: RunFolder) -> None:
-    """Write the full recipe into a run folder. If work was done there by another recipe, a `BadInput` names the changed keys."""
+def freeze(recipe: Recipe, folder: RunFolder, shared: bool = False) -> None:
+    """Write the full recipe into a run folder. If work was done there by another recipe, a `BadInput` names the changed keys.
+
+    `shared`: another run is at work there, though nothing may have come of it yet.
+    """
     text = yaml.safe_dump(recipe.plain(), sort_keys=False, allow_unicode=True, width=140)
     before = folder.recipe_file.read_text(encoding="utf-8") if folder.recipe_file.exists() else None
-    if before is not None and folder.started():
+    if before is not None and (shared or folder.started()):
         frozen = validate(parse(before, str(folder.recipe_file)), str(folder.recipe_file))
         was, now = frozen.plain(), recipe.plain()
         changed = [key for key in differences(was, now) if key not in FREE and not RECORD.fullmatch(key) and not _added(key, was, now)]

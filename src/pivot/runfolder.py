@@ -6,18 +6,21 @@ No torch here: the report and every re-scoring read run folders on machines that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pivot.files import MANIFEST, OURS, disk, hash_file, hash_json, read_json, sweep, write_json
 from pivot.records import BadInput, Measurement, Shown
 
 ORIGINAL = "original"  # the arm that no post-training touches
 FACTS = {"name", "versions", "stages", "pinned"}  # of a manifest
+CLAIMS = ".claims"  # a folder of empty files, one for each stage that a run was at
+DOOR = 60.0  # seconds to wait while another run begins: it looks at weights and rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ class RunFolder:
 
     def note(self, **facts: Any) -> None:
         """Put facts into the manifest, in place of older ones of the same name."""
-        write_json(self.manifest_file, {**self.manifest(), **facts})
+        with self._changing() as manifest:
+            manifest |= facts
 
     def pin(self, name: str, value: str, what: str) -> None:
         """Note a fact once; afterwards it may not change. `what` says in the error what no longer matches."""
@@ -99,15 +103,17 @@ class RunFolder:
         if pinned.get(name, value) != value:
             raise BadInput(f"{what} no longer match those that {self.path} began with; restore them or start anew with another out=")
         if name not in pinned:
-            self.note(pinned={**pinned, name: value})
+            with self._changing() as manifest:
+                manifest["pinned"] = {**manifest.get("pinned", {}), name: value}
 
     def mark(self, stage: str, outputs: Sequence[Path | str] = (), needs: Sequence[str] = (), **facts: Any) -> None:
         """Say that a stage is finished: which files or folders it made (by hash), from which stages, and facts worth keeping."""
-        stages = self.manifest().get("stages", {})
         made = {Path(p).relative_to(self.path).as_posix(): hash_file(p) for p in outputs}
-        needed = {other: hash_json(stages[other]["outputs"]) for other in needs}
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        self.note(stages={**stages, stage: {"finished": finished, "outputs": made, "needs": needed, "facts": facts}})
+        with self._changing() as manifest:
+            stages = manifest.setdefault("stages", {})
+            needed = {other: hash_json(stages[other]["outputs"]) for other in needs}
+            stages[stage] = {"finished": finished, "outputs": made, "needs": needed, "facts": facts}
 
     def started(self) -> bool:
         """Whether there is work to lose: a stage that was finished once, or a checkpoint of one that was not."""
@@ -133,27 +139,84 @@ class RunFolder:
         """What was noted when the stage finished, {} if it has not."""
         return self.manifest().get("stages", {}).get(stage, {}).get("facts", {})
 
+    # -- who may write. Locks die with their process, and hold over the machines that share a disk as far as its flock does.
+
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the folder: a second run in it is refused, leftovers of a killed one are swept. The lock dies with the process.
+        """Hold the whole folder: it is refused while a run is in it. Leftovers of a killed one are swept.
 
         A folder that is not there, or empty, becomes a run folder; one with anything else in it is a `BadInput` and stays as it is.
         """
-        import fcntl  # not on every platform, and only writers need it
+        with self._opened() as lock:
+            if not _held(lock, alone=True):
+                raise self._occupied()
+            self._settle()
+            yield
 
+    @contextmanager
+    def joined(self, begin: Callable[[bool], None]) -> Iterator[None]:
+        """Work in the folder beside other runs, each at stages that it claims.
+
+        `begin` is told whether others are there already; while it runs for the first of them, nobody else comes in.
+        """
+        with self._opened() as lock:
+            first, until = _held(lock, alone=True), time.monotonic() + DOOR
+            while not first and not _held(lock, alone=False):
+                if time.monotonic() > until:
+                    raise self._occupied()
+                time.sleep(0.1)
+            if first:
+                self._settle()
+            begin(not first)
+            if first:
+                _held(lock, alone=False)
+            yield
+
+    @contextmanager
+    def claim(self, stage: str) -> Iterator[bool]:
+        """Whether this run may work on a stage. Until it is left, no other one may."""
+        with self._claim_file(stage).open("a") as lock:
+            yield _held(lock, alone=True)
+
+    def claimed(self, stage: str) -> bool:
+        """Whether another run is at a stage."""
+        with self.claim(stage) as free:
+            return not free
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, Any]]:
+        """The manifest, written back as it is left. Of several runs, one at a time changes it."""
+        with self._claim_file(MANIFEST).open("a") as lock:
+            while not _held(lock, alone=True):
+                time.sleep(0.01)
+            manifest = self.manifest()
+            yield manifest
+            write_json(self.manifest_file, manifest)
+
+    def _claim_file(self, name: str) -> Path:
+        place = self.path / CLAIMS
+        with disk(place):
+            place.mkdir(parents=True, exist_ok=True)
+        return place / name.replace("/", " ")
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[str]]:
+        """The file that stands for the whole folder."""
         with disk(self.path):
-            new = self._is_new()
+            self._is_new()
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BadInput(f"another run is writing to {self.path}; wait for it, or give this one another out=") from None
-            sweep(self.path)
-            if new and not self.manifest_file.exists():
-                self.note()
-            yield
+            yield lock
+
+    def _settle(self) -> None:
+        """Make it a run folder that nothing half written lies in."""
+        sweep(self.path)
+        if self._is_new() and not self.manifest_file.exists():
+            self.note()
+
+    def _occupied(self) -> BadInput:
+        return BadInput(f"another run is writing to {self.path}; wait for it, or give this one another out=")
 
     def _is_new(self) -> bool:
         """Whether this is yet to become a run folder. One of somebody else's is a `BadInput`: nothing may be swept or written there."""
@@ -165,6 +228,17 @@ class RunFolder:
                 manifest = None
             if isinstance(manifest, dict) and (manifest.keys() <= FACTS or "stages" in manifest):
                 return False
-        elif all(name == ".lock" or (name.startswith(f".{MANIFEST}.") and OURS.fullmatch(name)) for name in inside):
+        elif all(name in (".lock", CLAIMS) or (name.startswith(f".{MANIFEST}.") and OURS.fullmatch(name)) for name in inside):
             return True
         raise BadInput(f"{self.path} is not empty and not a run folder; give another out=")
+
+
+def _held(lock: IO[str], alone: bool) -> bool:
+    """Whether an open file could be locked, alone or beside others that do not want to be alone. Closing it lets go."""
+    import fcntl  # not on every platform, and only writers need it
+
+    try:
+        fcntl.flock(lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

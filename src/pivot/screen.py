@@ -55,6 +55,8 @@ class Screen:
         elif event.kind == "begin":
             self.begun = self.said = time.monotonic()
             self.first, self.stage, self.shown = None, event.stage, {}
+        elif event.kind == "wait":
+            self.say(f"{event.stage:<32} another run is at it; waiting")
         else:
             self._end_bar()
             seconds = time.monotonic() - self.begun
