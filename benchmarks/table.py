@@ -26,9 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--all", action="store_true", help="metrics below a path as well")
+    parser.add_argument("--against", nargs="+", metavar="ARM", help="differences from these arms alone, where there are many arms")
     options = parser.parse_args()
     folder = RunFolder.existing(options.run)
     found = read_json(folder.report / "results.json")
+    if options.against:
+        found["pairs"] = [pair for pair in found["pairs"] if pair["b"] in options.against]
     print("\n".join([*heading(folder), *(line for kind, name in measured(found) for line in section(found, kind, name, options.all))]))
 
 

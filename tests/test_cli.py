@@ -165,7 +165,7 @@ def test_the_run_ends_with_a_table_of_arms_in_the_recipes_order_and_the_page(
 
 
 def test_json_is_all_that_machines_see(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def run(recipe: Any, folder: Any, tell: Callable[[Event], None], only: str | None) -> None:
+    def run(recipe: Any, folder: Any, tell: Callable[[Event], None], *which: Any) -> None:
         tell(Event("begin", "post"))
         tell(Event("progress", "post", {"done": 1, "total": 2, "loss": float("nan")}))
         folder.write_measurement(Measurement("probe", "linear", {"kind": 0.5}, 9, arm="dpo"))
@@ -186,7 +186,7 @@ def test_only_the_main_process_of_a_launch_speaks(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
-    monkeypatch.setattr(chain, "run", lambda recipe, folder, tell, only: tell(Event("done", "post")))
+    monkeypatch.setattr(chain, "run", lambda recipe, folder, tell, *which: tell(Event("done", "post")))
     for flags in ([], ["--json"]):
         assert cli.call(["demo", f"out={tmp_path}", *flags]) == 0
         assert capsys.readouterr() == ("", "")

@@ -186,7 +186,7 @@ class RunFolder:
     @contextmanager
     def _changing(self) -> Iterator[dict[str, Any]]:
         """The manifest, written back as it is left. Of several runs, one at a time changes it."""
-        with self._claim_file(MANIFEST).open("a") as lock:
+        with self._claim_file("manifest").open("a") as lock:
             while not _held(lock, alone=True):
                 time.sleep(0.01)
             manifest = self.manifest()
