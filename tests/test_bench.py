@@ -317,9 +317,79 @@ def test_a_bench_with_a_temperature_draws_its_replies(items: list[Example], tmp_
     """By the item alone: whatever else is asked beside it. They are another model's answers to whoever looks for kept ones."""
     mllm, asked, warm = MLLM.tiny(), items[:6], Benchmark(temperature=1.0)
     for name, benchmark, batch in (("cold", Benchmark(), 6), ("warm", warm, 6), ("cut", warm, 2)):
-        run(benchmark, speaking(mllm, asking.temperature(benchmark)), tmp_path / f"{name}.jsonl", examples=asked, batch=batch)
+        run(benchmark, speaking(mllm, benchmark), tmp_path / f"{name}.jsonl", examples=asked, batch=batch)
     said = {name: [row["reply"] for row in read_jsonl(tmp_path / f"{name}.jsonl")] for name in ("cold", "warm", "cut")}
     assert said["warm"] == said["cut"] != said["cold"]
     keep(warm, mllm, RunFolder(tmp_path / "run"), "mine", asked)
     assert [row["reply"] for row in read_jsonl(RunFolder(tmp_path / "run").answers_file("mine", 0, "world"))] == said["warm"]
-    assert identity(mllm, 1.0) != identity(mllm) == identity(mllm, 0.0)
+    assert identity(mllm, warm) != identity(mllm) == identity(mllm, Benchmark())
+
+
+def test_an_item_drawn_k_times_scores_the_mean_of_its_draws(items: list[Example], tmp_path: Path) -> None:
+    """The first draw is the one that a bench of one draw takes; how items are cut into batches has no say."""
+    mllm, asked = MLLM.tiny(), items[:6]
+    for name, k, batch in (("one", 1, 6), ("three", 3, 6), ("cut", 3, 2)):
+        benchmark = Benchmark(temperature=1.0, k=k)
+        run(benchmark, speaking(mllm, benchmark), tmp_path / f"{name}.jsonl", examples=asked, batch=batch)
+    one, three, cut = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("one", "three", "cut"))
+    assert [(row["id"], row["draw"]) for row in three] == [(e.id, draw) for e in asked for draw in range(3)] and "draw" not in one[0]
+    assert [row["reply"] for row in three if row["draw"] == 0] == [row["reply"] for row in one]
+    assert [row["reply"] for row in three] == [row["reply"] for row in cut]
+    assert all(len({row["reply"] for row in three if row["id"] == e.id}) == 3 for e in asked)
+
+    right, draws = truths(items), iter(range(10**6))
+
+    def speak(given: Sequence[Example]) -> list[str]:
+        return [right[e.id] if next(draws) % 4 else "nothing" for e in given]
+
+    found = run(Benchmark(1.0, k=4), speak, tmp_path / "a.jsonl", examples=items)
+    assert {value for of_task in found.items.values() for value in of_task.values()} == {0.75} and found.n == 62
+    assert found.metrics["mean"] == 0.75 and measure(read_jsonl(tmp_path / "a.jsonl"), "world") == found
+
+
+def test_twins_are_right_in_the_draws_in_which_both_are() -> None:
+    grades = {"a": [1, 1, 0, 0], "b": [1, 0, 1, 0]}
+    rows = [
+        {"id": side, "task": "twins", "domain": "V", "pair": "p", "draw": draw, "grade": grade}
+        for side, given in grades.items()
+        for draw, grade in enumerate(given)
+    ]
+    assert measure(rows, "world").items == {"tasks/twins": {"p": 0.25}}
+    with pytest.raises(BadInput, match="half of a pair"):
+        measure(rows[:4], "world")
+    with pytest.raises(BadInput, match="item a more than once"):
+        measure([*rows, rows[0]], "world")
+
+
+def test_a_killed_bench_of_several_draws_goes_on_and_finished_ones_are_played_back(items: list[Example], tmp_path: Path) -> None:
+    mllm, asked, warm = MLLM.tiny(), items[:6], Benchmark(temperature=1.0, k=2)
+    whole = run(warm, speaking(mllm, warm), tmp_path / "whole.jsonl", examples=asked, batch=2)
+    script, calls = speaking(mllm, warm), iter(range(10))
+
+    def dies(given: Sequence[Example]) -> Sequence[str]:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return script(given)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(warm, dies, tmp_path / "killed.jsonl", examples=asked, batch=2, fingerprint="f")
+    rest = Script({row["id"]: "asked again" for row in read_jsonl(tmp_path / "whole.jsonl")})
+
+    def last(given: Sequence[Example]) -> Sequence[str]:
+        rest(given)
+        return script(given)
+
+    found = run(warm, last, tmp_path / "killed.jsonl", examples=asked, batch=2, fingerprint="f")
+    assert rest.asked == 4 and found == replace(whole, fingerprint="f")
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    folder = RunFolder(tmp_path / "run")
+    kept = keep(warm, mllm, folder, "mine", asked)
+    with mock.patch("pivot.model.sample.replies", side_effect=AssertionError("asked again")):
+        assert keep(warm, mllm, folder, "mine", asked) == kept
+    with pytest.raises(BadInput, match="answers to other questions"):
+        keep(Benchmark(temperature=1.0), mllm, folder, "mine", asked)
+
+
+def test_several_equal_replies_are_refused() -> None:
+    with pytest.raises(BadInput, match="temperature 0 is the same reply 3 times"):
+        Benchmark(k=3)

@@ -353,15 +353,14 @@ class Work:
         steady(mllm.model)
         answers = self.folder.answers_file(stage.arm, stage.seed, stage.entry)
         benchmark = lookup.find("bench", use["use"])(**recipes.knobs(use))
-        warmth = ask.temperature(benchmark)
         found = ask.run(
             benchmark,
-            ask.speaking(mllm, warmth),
+            ask.speaking(mllm, benchmark),
             answers,
             examples=self.recipe.examples(use["data"]) if use["data"] else None,
             arm=stage.arm,
             seed=stage.seed,
-            fingerprint=ask.identity(mllm, warmth),
+            fingerprint=ask.identity(mllm, benchmark),
             progress=self._progress(stage),
         )
         return [self.folder.write_measurement(replace(found, name=stage.entry)), answers]

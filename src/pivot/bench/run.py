@@ -1,7 +1,8 @@
 """Ask an MLLM a benchmark's questions, keep every reply, and measure.
 
 Scores are unweighted means on the way up: of a task's units, of a domain's tasks, of the domains. A unit is an item; items that
-share `meta["pair"]` are one unit, right only if all of its members are. What this module keeps of an item is enough to measure again
+share `meta["pair"]` are one unit, right only if all of its members are. A unit that is answered several times scores the mean of
+its draws, and the rows of the answers file say which draw each is. What this module keeps of an item is enough to measure again
 without a model: `measure` reads the answers file's lines and nothing else.
 """
 
@@ -25,7 +26,7 @@ from pivot.runfolder import RunFolder
 if TYPE_CHECKING:
     from pivot.model.mllm import MLLM
 
-Replier = Callable[[Sequence[Example]], Sequence[str]]
+Replier = Callable[[Sequence[Example]], Sequence[str]]  # an item that is drawn k times comes k times in a row
 Progress = Callable[[int, int], None]
 Row = dict[str, Any]
 
@@ -34,7 +35,7 @@ LONGEST = 48  # tokens a reply; the world's longest explained answer takes half 
 
 
 class Benchmark(Protocol):
-    """What a module of this folder exports. One that has a `temperature` above 0 is answered by sampling."""
+    """What a module of this folder exports. One that has a `temperature` above 0 is answered by sampling, `k` times an item."""
 
     def examples(self) -> Sequence[Example]:
         """The items, each with an answer."""
@@ -49,14 +50,21 @@ class Benchmark(Protocol):
         """0 to 1."""
 
 
-def speaking(mllm: MLLM, temperature: float = 0.0) -> Replier:
-    """The model's own answers: greedy, or one sampled by the item's id, with the same draws for every model."""
-    from pivot.model.sample import reply  # here, so that measuring kept answers again needs no torch
+def speaking(mllm: MLLM, benchmark: Benchmark | None = None) -> Replier:
+    """The model's own answers: greedy, or sampled by the item's id, with the same draws for every model."""
+    from pivot.model.sample import replies  # here, so that measuring kept answers again needs no torch
 
-    return lambda examples: reply(mllm, examples, max_new=LONGEST, batch=len(examples), temperature=temperature)
+    warmth, k = temperature(benchmark), times(benchmark)
+
+    def speak(examples: Sequence[Example]) -> list[str]:
+        asked = examples[::k]
+        said = replies(mllm, asked, k=k, max_new=LONGEST, batch=len(asked), temperature=warmth)
+        return [one for of_item in said for one in of_item]
+
+    return speak
 
 
-def identity(mllm: MLLM, temperature: float = 0.0) -> str:
+def identity(mllm: MLLM, benchmark: Benchmark | None = None) -> str:
     """A hash of all that decides replies besides the question and its pictures: weights, config, tokens, template, processor."""
     passing = {"transformers_version", "_name_or_path", "architectures"}
     config = {key: str(value) for key, value in mllm.model.config.to_dict().items() if key not in passing}
@@ -64,13 +72,18 @@ def identity(mllm: MLLM, temperature: float = 0.0) -> str:
     tokenizer = json.loads(backend.to_str()) if backend else processor.tokenizer.get_vocab()
     kept = {key: value for key, value in tokenizer.items() if key not in ("padding", "truncation")}  # left behind by earlier calls
     seeing = {key: str(value) for key, value in processor.to_dict().items()}
-    sampled = [temperature] if temperature else []
+    sampled = [warmth] if (warmth := temperature(benchmark)) else []
     return hash_json([mllm.hashes(), config, kept, processor.chat_template, seeing, LONGEST, *mllm.code, *sampled])
 
 
-def temperature(benchmark: Benchmark) -> float:
-    """How its items are answered: 0 for the likeliest words."""
+def temperature(benchmark: Benchmark | None) -> float:
+    """How items are answered: 0 for the likeliest words."""
     return float(getattr(benchmark, "temperature", 0.0))
+
+
+def times(benchmark: Benchmark | None) -> int:
+    """How often each item is answered."""
+    return int(getattr(benchmark, "k", 1))
 
 
 def run(
@@ -98,16 +111,18 @@ def run(
     if not len(items):
         raise BadInput(f"benchmark {name} has no items; give data with at least one")
     rows: list[Row] = []
-    shown: Counter[str] = Counter()
+    shown: dict[str, dict[str, str]] = {}  # by task, by item: the picture's place
     for asked, kept in _answered(benchmark, reply, items, file.with_suffix(".partial"), {"fingerprint": fingerprint, "batch": batch}):
         for example, said in zip(asked, kept, strict=True):
             row = _row(benchmark, example, said, name)
-            shown[row["task"]] += 1
-            if example.images and shown[row["task"]] <= SHOWN:
-                row["image"] = _keep_picture(example, file.parent)
+            pictures = shown.setdefault(row["task"], {})
+            if example.images and example.id not in pictures and len(pictures) < SHOWN:
+                pictures[example.id] = _keep_picture(example, file.parent)
+            if example.id in pictures:
+                row["image"] = pictures[example.id]
             rows.append(row)
         if progress:
-            progress(len(rows), len(items))
+            progress(len(rows) // times(benchmark), len(items))
     found = measure(rows, name, arm=arm, seed=seed, fingerprint=fingerprint)
     if note:
         note(found)
@@ -124,9 +139,8 @@ def keep(
     What the same model was asked there before is graded anew, not asked. Answers of another model or to other questions are a
     `BadInput`: they are not overwritten.
     """
-    warmth = temperature(benchmark)
-    name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm, warmth)
-    file, reply = folder.answers_file(arm, 0, name), speaking(mllm, warmth)
+    name, mark = type(benchmark).__module__.rpartition(".")[2], identity(mllm, benchmark)
+    file, reply = folder.answers_file(arm, 0, name), speaking(mllm, benchmark)
     measured = folder.measurement_file(arm, 0, "bench", name)
     # The measurement is written first and names the model: answers without one, or a measurement of another, are someone else's.
     known = measured.exists() and read_json(measured).get("fingerprint") == mark
@@ -145,18 +159,18 @@ def _answered(
     benchmark: Benchmark, reply: Replier, items: Sequence[Example], partial: Path, header: Mapping[str, Any]
 ) -> Iterator[tuple[Sequence[Example], Sequence[Row]]]:
     """Batches with what `partial` keeps of each item, from there as far as it holds the same questions, then asked and kept there."""
-    batch = header["batch"]
+    batch, k = header["batch"], times(benchmark)
     kept = read_jsonl(partial)
     kept = kept[1:] if header["fingerprint"] and kept and kept[0] == header else []
     write_jsonl(partial, [header, *kept])
     for start in range(0, len(items), batch):
-        asked = items[start : start + batch]
+        asked = [example for example in items[start : start + batch] for _ in range(k)]
         bare = [Example(example.id, example.images, benchmark.prompt(example)) for example in asked]
-        questions = [_question(benchmark, example) for example in asked]
-        before = kept[start : start + batch]
+        questions = _questions(benchmark, asked)
+        before = kept[start * k : (start + batch) * k]
         # A batch that the kill cut short differs as well.
         if before and not _same(questions, before):
-            write_jsonl(partial, [header, *kept[:start]])
+            write_jsonl(partial, [header, *kept[: start * k]])
             before = kept = []
         if not before:
             before = [{**question, "reply": said} for question, said in zip(questions, reply(bare), strict=True)]
@@ -164,35 +178,42 @@ def _answered(
         yield asked, before
 
 
-def _question(benchmark: Benchmark, example: Example) -> Row:
-    """What an item asks: a reply to it holds for as long as this is the same."""
-    return {"id": example.id, "prompt": benchmark.prompt(example), "images_sha256": looks(example.images)}
+def _questions(benchmark: Benchmark, asked: Sequence[Example]) -> list[Row]:
+    """What items ask: replies to them hold for as long as this is the same. Draws are counted where there are several."""
+    k = times(benchmark)
+    looked = {}  # pictures by item: a fingerprint reads every pixel
+    for example in asked[::k]:
+        looked[example.id] = {"id": example.id, "prompt": benchmark.prompt(example), "images_sha256": looks(example.images)}
+    return [{**looked[example.id], **({"draw": n % k} if k > 1 else {})} for n, example in enumerate(asked)]
 
 
 def _same(questions: Sequence[Row], kept: Sequence[Mapping[str, Any]]) -> bool:
     """Whether these very questions were answered. Compared as JSON, which knows no tuples."""
-    return to_json(questions) == to_json([{key: row.get(key) for key in ("id", "prompt", "images_sha256")} for row in kept])
+    asks = ("id", "prompt", "images_sha256", "draw")
+    return to_json(questions) == to_json([{key: row[key] for key in asks if key in row} for row in kept])
 
 
 def _replay(benchmark: Benchmark, items: Sequence[Example], file: Path) -> Replier | None:
     """The replies that a finished answers file keeps, played back to be graded anew; None if it holds not just these items'."""
-    kept = read_jsonl(file)
-    if len(kept) != len(items) or not _same([_question(benchmark, item) for item in items], kept):
+    kept, k = read_jsonl(file), times(benchmark)
+    if len(kept) != len(items) * k or not _same(_questions(benchmark, [item for item in items for _ in range(k)]), kept):
         return None
-    said = {row["id"]: row["reply"] for row in kept}
-    return lambda examples: [said[example.id] for example in examples]
+    said: dict[str, list[str]] = {}
+    for row in kept:
+        said.setdefault(row["id"], []).append(row["reply"])
+    return lambda examples: [one for example in examples[::k] for one in said[example.id]]
 
 
 def _row(benchmark: Benchmark, example: Example, kept: Row, name: str) -> Row:
     """One line of the answers file."""
     reply = kept["reply"]
+    asked = {key: value for key, value in kept.items() if key not in ("id", "reply")}
     return {
         "id": example.id,
         "task": example.task or name,
         "domain": example.domain or name,
         "pair": example.meta.get("pair"),
-        "prompt": kept["prompt"],
-        "images_sha256": kept["images_sha256"],
+        **asked,
         "reply": reply,
         "parsed": benchmark.parse(reply, example),
         "answer": example.answer,
@@ -211,21 +232,24 @@ def _keep_picture(example: Example, folder: Path) -> str:
 
 def measure(rows: Sequence[Mapping[str, Any]], name: str, *, arm: str = "", seed: int = 0, fingerprint: str = "") -> Measurement:
     """Scores per task and domain and their mean from the lines of an answers file. A twin whose partner was not asked is left out."""
-    twice = [key for key, count in Counter(row["id"] for row in rows).items() if count > 1]
+    twice = [key for key, count in Counter((row["id"], row.get("draw", 0)) for row in rows).items() if count > 1]
     if twice:
-        raise BadInput(f"benchmark {name} has item {twice[0]} more than once; give every item an id of its own")
-    members = Counter(row["pair"] for row in rows if row["pair"])
-    items: dict[str, dict[str, float]] = {}
+        raise BadInput(f"benchmark {name} has item {twice[0][0]} more than once; give every item an id of its own")
+    asked: dict[str, set[str]] = {}
+    for row in rows:
+        asked.setdefault(row["pair"], set()).add(row["id"])
+    units: dict[str, dict[str, dict[int, float]]] = {}  # by task, by unit, by draw
     domains: dict[str, list[str]] = {}
     for row in rows:
-        if members[row["pair"]] == 1:
+        if row["pair"] and len(asked[row["pair"]]) == 1:
             continue
-        task, unit = f"tasks/{row['task']}", row["pair"] or row["id"]
-        units = items.setdefault(task, {})
-        units[unit] = min(units.get(unit, 1.0), row["grade"])
+        task, draw = f"tasks/{row['task']}", row.get("draw", 0)
+        draws = units.setdefault(task, {}).setdefault(row["pair"] or row["id"], {})
+        draws[draw] = min(draws.get(draw, 1.0), row["grade"])
         tasks = domains.setdefault(f"domains/{row['domain']}", [])
         if task not in tasks:
             tasks.append(task)
+    items = {task: {unit: fmean(draws.values()) for unit, draws in of_task.items()} for task, of_task in units.items()}
     if not items:
         raise BadInput(f"benchmark {name} has nothing to score: every item is half of a pair; give both halves")
     metrics = {task: fmean(units.values()) for task, units in items.items()}
@@ -236,7 +260,7 @@ def measure(rows: Sequence[Mapping[str, Any]], name: str, *, arm: str = "", seed
         name=name,
         metrics=metrics,
         n=sum(map(len, items.values())),
-        unit="item, a pair of twins as one" if members else "item",
+        unit="item, a pair of twins as one" if len(asked) > (None in asked) else "item",
         arm=arm,
         seed=seed,
         fingerprint=fingerprint,

@@ -13,6 +13,7 @@ from pivot.markup import thumbnail
 from pivot.report.reading import Run
 
 Facts = dict[str, Any]
+Asked = tuple[str, int | None]  # an item's id, and which draw if there are several
 SHOWN = 12
 LARGEST = 320  # pixels of the longer side; a page must stay small enough to send
 LONGEST = 600  # characters of a reply
@@ -23,6 +24,8 @@ def gallery(run: Run, bench: str, arms: Sequence[str]) -> list[Facts]:
     rows = {arm: _by_id(run, arm, bench) for arm in arms}
     found = []
     for item in _order(rows):
+        if item[1]:  # one draw of an item is enough to see
+            continue
         image = next((uri for arm in arms if (uri := _picture(run, rows[arm][item].get("image")))), None)
         if image:
             found.append(_item(bench, {arm: rows[arm][item] for arm in arms}, image))
@@ -32,7 +35,8 @@ def gallery(run: Run, bench: str, arms: Sequence[str]) -> list[Facts]:
 
 
 def changes(run: Run, bench: str, a: str, b: str) -> Facts | None:
-    """Over all items that both arms answered: how many replies of `a` differ from those of `b`, and how grades moved."""
+    """Over all items that both arms answered: how many replies of `a` differ from those of `b`, draw by draw, and how grades
+    moved."""
     of_a, of_b = _by_id(run, a, bench), _by_id(run, b, bench)
     common = [item for item in of_a if item in of_b]
     if not common:
@@ -49,13 +53,13 @@ def changes(run: Run, bench: str, a: str, b: str) -> Facts | None:
     }
 
 
-def _by_id(run: Run, arm: str, bench: str) -> dict[str, Facts]:
+def _by_id(run: Run, arm: str, bench: str) -> dict[Asked, Facts]:
     """An arm's answers at its first seed."""
     seeds = sorted(seed for name, seed, of in run.answers if (name, of) == (arm, bench))
-    return {row["id"]: row for row in run.answers[arm, seeds[0], bench]} if seeds else {}
+    return {(row["id"], row.get("draw")): row for row in run.answers[arm, seeds[0], bench]} if seeds else {}
 
 
-def _order(rows: Mapping[str, Mapping[str, Facts]]) -> list[str]:
+def _order(rows: Mapping[str, Mapping[Asked, Facts]]) -> list[Asked]:
     """Items that all arms answered: grades differ, then replies differ, then the rest; within each, the tasks take turns."""
     arms = list(rows.values())
     common = [item for item in arms[0] if all(item in arm for arm in arms)] if arms else []

@@ -170,6 +170,8 @@ def _answers(file: Path) -> list[Facts]:
     rows = read_jsonl(file)
     if not all(isinstance(row, dict) and isinstance(row.get("id"), str) and _is_number(row.get("grade")) for row in rows):
         raise BadInput("a line is no answer with an id and a grade; delete the file and run its stage again")
+    if not all(isinstance(row.get("draw", 0), int) for row in rows):
+        raise BadInput("a line's draw is no whole number; delete the file and run its stage again")
     return rows
 
 
