@@ -53,7 +53,7 @@ SEES = {
     "base": set(),
     "recipes": set(),
     "pivot": set(),
-    "screen": FLOOR | {"chain", "study.statistics"},
+    "screen": FLOOR | {"work", "study.statistics"},
     "__main__": {"cli"},
 }
 # These may import everything, stages only inside functions; what they may import at once:
@@ -61,7 +61,10 @@ CHAINS = {
     "cli": FLOOR | {"chain", "screen"},
     "plan": FLOOR | {"rehearsal"},
     "rehearsal": FLOOR,
-    "chain": FLOOR | {"provenance"},
+    "chain": FLOOR | {"beginning", "crew", "work"},
+    "work": FLOOR | {"beginning", "crew", "provenance"},
+    "beginning": FLOOR,
+    "crew": FLOOR,
     "provenance": FLOOR,
 }
 RENDERS = {"cli", "screen"}
@@ -69,7 +72,7 @@ TORCH = {"torch", "transformers", "accelerate"}
 NO_TORCH = FLOOR | {"world", "reward", "report", "study.statistics"}
 OPENS = {"transformers", "timm", "open_clip"}  # import torchvision, which pivot.encoder mends where it was made for another torch:
 BEHIND_ENCODER = {"encoder", "model"}  # at import only below these two, whose own first line that is
-NO_TORCH_AT_IMPORT = {"cli", "plan", "rehearsal", "chain", "provenance", "screen", "pivot", "__main__"}
+NO_TORCH_AT_IMPORT = {"cli", "plan", "rehearsal", *CHAINS, "screen", "pivot", "__main__"}
 
 
 class Import(NamedTuple):

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from pivot import cli
-from pivot.chain import Work
 from pivot.encoder import Encoder
 from pivot.files import write_text
 from pivot.records import Example, Response
 from pivot.runfolder import RunFolder
 from pivot.stages import Stage, stages
+from pivot.work import Work
 
 RECIPE = """
 name: small

@@ -18,13 +18,14 @@ import pytest
 import torch
 
 from pivot import chain, recipe
-from pivot.chain import Event, Work
+from pivot.crew import Crew
 from pivot.data.writing.write import write
 from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import RunFolder
 from pivot.stages import Stage, stages
+from pivot.work import Event, Work
 
 PLAIN: dict[str, Any] = {
     "name": "small",
@@ -280,7 +281,7 @@ def test_other_processes_of_a_launch_only_train(stand: Stand, folder: RunFolder,
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     words = iter(["finished", "to do"])
-    monkeypatch.setattr(chain.Crew, "told", lambda crew, ask: next(words))
+    monkeypatch.setattr(Crew, "told", lambda crew, ask: next(words))
     assert stand.run(folder) == ["post-dpo/seed-0"]
     assert not folder.manifest_file.exists() and not folder.recipe_file.exists()
 
@@ -468,7 +469,7 @@ def test_a_source_that_gives_one_arm_other_rows_is_caught(finished: RunFolder, m
         return iter(())
 
     monkeypatch.setattr("pivot.train.train", other_rows)
-    work = Work(made(), finished, lambda event: None, chain.Crew())
+    work = Work(made(), finished, lambda event: None, Crew())
     kept = (finished.post("dpo", 0) / "ledger.json").read_bytes()
     with pytest.raises(BadInput, match="the examples that post-dpo/seed-0 read"):
         work._post(Stage("post-dpo/seed-0", "post", (), "dpo", 0))
@@ -549,4 +550,4 @@ def test_one_process_where_several_were_asked_for_is_refused(monkeypatch: pytest
         monkeypatch.setenv(name, "x")
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(BadInput, match="add --multi_gpu"):
-        chain.Crew()
+        Crew()

@@ -16,12 +16,12 @@ import pytest
 
 import pivot
 from pivot import chain, cli, recipe, screen
-from pivot.chain import Event
 from pivot.cli import planned
 from pivot.model import MLLM
 from pivot.records import BadInput, CheckFailed, Measurement
 from pivot.screen import Screen
 from pivot.study.statistics import differences
+from pivot.work import Event
 
 VERBS = ["demo", "run", "report", "ask", "detach", "env", "data", "probe", "bench"]
 

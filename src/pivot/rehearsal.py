@@ -77,7 +77,7 @@ class Rehearsal:
     @cached_property
     def mllm(self) -> MLLM:
         """The MLLM that the recipe begins with: its model has no storage, but for what is made on the spot."""
-        from pivot.chain import FRESH, given, initial
+        from pivot.beginning import FRESH, given, initial
         from pivot.model.mllm import describe, describe_parts
 
         if self.recipe.init in FRESH:

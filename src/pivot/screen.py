@@ -16,9 +16,9 @@ from pivot.files import to_json
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from pivot.chain import Event
     from pivot.records import Measurement
     from pivot.study.statistics import Estimate
+    from pivot.work import Event
 
 Table = tuple[list[str], list[list[Any]]]  # its head and its rows
 Pairs = Sequence[tuple["Measurement", "Measurement", Mapping[str, "Estimate"]]]  # two measurements, and by how much the first is higher

@@ -27,7 +27,7 @@ def ask(
     from pivot.records import Example
 
     seen = picture(image)
-    from pivot.chain import steady
+    from pivot.beginning import steady
     from pivot.model import MLLM
     from pivot.model.sample import reply
 
@@ -86,8 +86,8 @@ def bench_run(
         raise BadInput(f"--arm {arm}: files are called so; give it letters, digits and _ . + -")
     benchmark = instrument("bench", suite)
     examples = read(source) if source else benchmark.examples()
+    from pivot.beginning import steady
     from pivot.bench import run as asking
-    from pivot.chain import steady
     from pivot.model import MLLM
 
     model = MLLM.load(mllm, device=device())

@@ -46,8 +46,8 @@ def data_prefer(
     """Make preference pairs of what an MLLM says to rows itself. The same command goes on after a kill."""
     given = {name: value for name, value in locals().items() if name not in ("mllm", "source", "out", "json")}
     settings = _settings({**given, "reward": _plain(reward, "--reward"), "chat": _plain(chat, "--chat")})
+    from pivot.beginning import steady
     from pivot.bench.run import identity
-    from pivot.chain import steady
     from pivot.model import MLLM
     from pivot.recipe import read
     from pivot.train.attempts import Attempts

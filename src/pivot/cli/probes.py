@@ -167,7 +167,7 @@ def _measure(
         raise BadInput(f"--on {on}: probe {name} has no items of its own to measure on; leave it out")
     kept = _opened(out)
     examples, tested = read(source), read(on) if on else None
-    from pivot.chain import steady
+    from pivot.beginning import steady
 
     opened = {arm: _open(encoder).to(device()) for arm, encoder in arms.items()}
     steady(max((encoder.model for encoder in opened.values()), key=lambda model: model.num_parameters()))

@@ -46,7 +46,7 @@ def saliency(
     if not re.match(NAME, arm or called):
         raise BadInput(f"--arm {arm}: files are called so; give it letters, digits and _ . + -")
     examples = read(source)
-    from pivot.chain import steady
+    from pivot.beginning import steady
     from pivot.model import MLLM
     from pivot.train.saliency import How, write
 
