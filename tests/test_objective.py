@@ -40,6 +40,7 @@ DPOS = [
     DPO(image=0.8, anchor=0.6, differ=2),
 ]
 OFFLINE = [SFT(), SFT(unlikelihood=0.7), *DPOS, MPO(beta=0.3), KTO(beta=0.4, undesirable=1.3), KTO(against="zero"), ORPO(beta=0.3)]
+OFFLINE += [KTO(beta=0.4, unpaired=True, desirable=1.3), KTO(against="zero", unpaired=True)]
 GRPOS = [
     GRPO(**WRITES, k=3, kl=0.0, passes=2),
     GRPO(**WRITES, k=3, kl=0.1, reduce="token", clip_high=0.3),
@@ -69,7 +70,8 @@ def counted(logps: Rows) -> Counts:
 
 
 def batch(reference: Rows) -> dict[str, Any]:
-    return {"counts": counted(reference), "reference": reference, "said": tokens(reference)}
+    roles = [["chosen", "rejected"][n % 3 == 1 :][: len(row)] for n, row in enumerate(reference)]  # of unpaired rows, two of three chosen
+    return {"counts": counted(reference), "reference": reference, "said": tokens(reference), "roles": roles}
 
 
 @dataclass
@@ -162,12 +164,16 @@ def test_gradients_push_the_right_way(objective: Any) -> None:
     """Where policy and reference agree: a step down the loss makes chosen tokens likelier, rejected ones and those to crops less likely."""
     case = made(objective, 4, apart=False)
     case.loss()[0].backward()
-    for row in case.logps:
-        assert row[0].grad is not None and (row[0].grad < 0).all()
+    for row, roles in zip(case.logps, batch(case.logps)["roles"], strict=True):
+        liked = not getattr(objective, "unpaired", False) or roles[0] == "chosen"
+        assert row[0].grad is not None and ((row[0].grad < 0) == liked).all()
         for other in row[1:]:
             assert other.grad is None or (other.grad > 0).all()
     moved = [number for number in range(objective.k) if case.logps[0][number].grad is not None]
-    assert moved == [0, 1][: objective.k] if not isinstance(objective, DPO) else moved == list(range(objective.k))
+    own = getattr(
+        objective, "sides", objective.k if isinstance(objective, DPO) else min(objective.k, 2)
+    )  # a stray response has no gradient
+    assert moved == list(range(own))
 
 
 @pytest.mark.parametrize("objective", [one for one in OFFLINE if one.needs_reference])
@@ -268,6 +274,38 @@ def test_kto_is_its_formula(objective: KTO, turned: bool) -> None:
     state = objective.advance(objective.init(), objective.sums(logps, batch(reference))) if objective.needs_sums else objective.init()
     assert objective.loss(logps, batch(reference), state)[0].item() == pytest.approx(sum(losses) / 12, rel=1e-12)
     assert state["kl"] == pytest.approx(z)
+
+
+@pytest.mark.parametrize("against", ["kl", "zero"])
+def test_unpaired_kto_takes_each_row_by_its_own_side(against: Any) -> None:
+    objective = KTO(beta=0.4, desirable=1.5, undesirable=0.5, against=against, unpaired=True)
+    logps, reference = rows(0, 6, objective.k), rows(1, 6, objective.k)
+    given = batch(reference)
+    gains = [[sum(a) - sum(b) for a, b in zip(*row, strict=True)] for row in zip(plain(logps), plain(reference), strict=True)]
+    z = max(0.0, sum(row[1] for row in gains) / 6) if against == "kl" else 0.0
+    liked = [roles[0] == "chosen" for roles in given["roles"]]
+    assert sum(liked) == 4
+    losses = [
+        1.5 * (1 - sigmoid(0.4 * (row[0] - z))) if good else 0.5 * (1 - sigmoid(0.4 * (z - row[0])))
+        for row, good in zip(gains, liked, strict=True)
+    ]
+    state = objective.advance(objective.init(), objective.sums(logps, given)) if objective.needs_sums else objective.init()
+    loss, metrics = objective.loss(logps, given, state)
+    assert loss.item() == pytest.approx(sum(losses) / 6, rel=1e-12) and state["kl"] == pytest.approx(z)
+    gone = [0.4 * row[0] * (1 if good else -1) for row, good in zip(gains, liked, strict=True)]
+    assert metrics["rewards/margins"].item() == pytest.approx(sum(gone) / 6)
+    assert metrics["rewards/accuracies"].item() == pytest.approx(sum(one > 0 for one in gone) / 6)
+    assert metrics["rewards/liked"].item() == pytest.approx(4 / 6)
+
+
+def test_unpaired_rows_have_one_response_and_stray_ones_come_from_the_next_row() -> None:
+    good, bad = Response("yes"), Response("no", role="rejected")
+    found = KTO(unpaired=True).source([Example("a", (), "?", (good,)), Example("b", (), "?", (bad,)), Example("c", (), "?", (bad, good))])
+    assert [[(one.text, one.role) for one in row.responses] for row in (found[0],)] == [[("yes", "chosen"), ("no", "rejected")]]
+    with pytest.raises(BadInput, match=r"row c has 2 responses \(rejected, chosen\); unpaired rows have one"):
+        found[2]
+    with pytest.raises(BadInput, match="row d has no response; unpaired"):
+        KTO(unpaired=True, against="zero").source([Example("d", (), "?")])[0]
 
 
 def test_ktos_z_is_never_below_zero() -> None:
@@ -555,5 +593,6 @@ def test_only_objectives_are_found_by_name() -> None:
 
 
 def test_kto_says_that_it_reads_another_rows_response() -> None:
-    assert KTO().learns == "the chosen, the rejected and another row's response"
+    assert KTO().learns == "the chosen and the rejected response, and another row's"
     assert KTO(against="zero").learns == "the chosen and the rejected response"
+    assert KTO(unpaired=True).learns == "one response a row, chosen or rejected, and another row's"

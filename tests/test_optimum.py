@@ -90,6 +90,21 @@ def test_the_preferred_answer_becomes_likelier_and_the_other_does_not(
     assert after[1 - preferred] < 0.8 * before[1 - preferred], (before, after)
 
 
+@pytest.mark.parametrize("preferred", [0, 1])
+@pytest.mark.parametrize("against", ["kl", "zero"])
+def test_thumbs_up_and_down_move_each_answer_its_own_way(
+    undecided: tuple[MLLM, list[float]], asked: Callable[[int], list[Example]], tmp_path: Path, preferred: int, against: Any
+) -> None:
+    """Rows of one response each; the disliked come first, so that a side taken from the place would show."""
+    start, before = undecided
+    mllm = fresh(start)
+    single = [replace(row, id=f"{row.id} {one.role}", responses=(one,)) for row in asked(preferred) for one in reversed(row.responses)]
+    run(mllm, KTO(unpaired=True, against=against), single, tmp_path, batch=8, micro=3, epochs=4, rates=QUICK)
+    after = probabilities(mllm, asked(0))
+    assert after[preferred] > 1.25 * before[preferred] and after[1 - preferred] < 0.8 * before[1 - preferred], (before, after)
+    assert curve(tmp_path, metric="rewards/liked")[0] == 0.5 and curve(tmp_path, metric="rewards/accuracies")[-1] == 1
+
+
 def test_a_reward_model_tells_the_answers_apart(
     shared_mllm: MLLM, asked: Callable[[int], list[Example]], tmp_path: Path, own_cache: None
 ) -> None:

@@ -122,9 +122,11 @@ def test_the_reward_loss_is_trls(centre: float) -> None:
 
 @pytest.mark.parametrize("against", ["kl", "zero"])
 @pytest.mark.parametrize("turned", [False, True])
-def test_kto_is_trls(against: Any, turned: bool) -> None:
-    """TRL's batch is unpaired: here the chosen responses and behind them the rejected ones, and as many strays."""
-    objective = KTO(beta=0.4, desirable=1.2, undesirable=0.7, against=against)
+@pytest.mark.parametrize("unpaired", [False, True])
+def test_kto_is_trls(against: Any, turned: bool, unpaired: bool) -> None:
+    """TRL's batch is unpaired: here the chosen responses and behind them the rejected ones, and as many strays; or mixed, as ours is."""
+    objective = KTO(beta=0.4, desirable=1.2, undesirable=0.7, against=against, unpaired=unpaired)
+    sides = tuple(range(objective.sides))
     one, other = rows(0, 6, objective.k), rows(1, 6, objective.k)
     logps, reference = (leaves(other), one) if turned else (leaves(one), other)
     state = objective.advance(objective.init(), objective.sums(logps, batch(reference))) if against == "kl" else objective.init()
@@ -133,9 +135,11 @@ def test_kto_is_trls(against: Any, turned: bool) -> None:
     def side(nested: Rows, numbers: tuple[int, ...]) -> Tensor:
         return padded([[row[number] for row in nested] for number in numbers])[0]
 
-    now, before = side(logps, (0, 1)), side(reference, (0, 1))
-    stray = side(logps, (2, 2)).detach() if against == "kl" else None
-    ids = torch.zeros(12, now.shape[1] + 1, dtype=torch.long)
+    now, before = side(logps, sides), side(reference, sides)
+    away = (len(sides),) * len(sides)
+    stray = side(logps, away).detach() if against == "kl" else None
+    ids = torch.zeros(len(now), now.shape[1] + 1, dtype=torch.long)
+    labels = [roles[0] == "chosen" for roles in batch(reference)["roles"]] if unpaired else [True] * 6 + [False] * 6
     method = Borrowed(
         trl.KTOTrainer._compute_loss,
         args=SimpleNamespace(),
@@ -151,18 +155,18 @@ def test_kto_is_trls(against: Any, turned: bool) -> None:
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "completion_mask": torch.ones_like(ids),
-        "label": torch.tensor([True] * 6 + [False] * 6),
+        "label": torch.tensor(labels),
         "ref_logps": before.sum(-1),
-        "ref_KL_logps": None if stray is None else side(reference, (2, 2)).sum(-1),
+        "ref_KL_logps": None if stray is None else side(reference, away).sum(-1),
     }
     found = SimpleNamespace(log_probs=now, entropy=torch.zeros_like(now), mean_logits=torch.zeros_like(now))
     wanted = method(lambda **_: found, given, False)
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
-    ours, theirs = (torch.autograd.grad(of, [row[n] for row in logps for n in (0, 1)]) for of in (loss, wanted))
+    ours, theirs = (torch.autograd.grad(of, [row[n] for row in logps for n in sides]) for of in (loss, wanted))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-15)
     logged = method._metrics["train"]
-    for name in ("kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"):
+    for name in ("kl",) if unpaired else ("kl", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen"):
         assert metrics[name].item() == pytest.approx(logged[name][-1], rel=1e-6, abs=1e-9), name
 
 

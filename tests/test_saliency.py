@@ -350,7 +350,7 @@ def test_a_folder_of_something_else_is_refused(shared_mllm: MLLM, tmp_path: Path
     ("objective", "knobs", "learns"),
     [
         ("grpo", {"reward": {"name": "answer"}}, "from replies that the model writes itself"),
-        ("kto", {}, "from the chosen, the rejected and another row's response"),
+        ("kto", {}, "from the chosen and the rejected response, and another row's"),
         ("reward_model", {}, "by way of a head"),
         ("dpo", {"image": 1.0}, "and the chosen one to a crop"),
     ],

@@ -17,7 +17,7 @@ from pivot.data.speech import Bare, LabelMask, Span, Style, spoken
 from pivot.data.turns import formatting
 from pivot.data.vision import Sight, sights
 from pivot.pictures import picture
-from pivot.records import BadInput, Example
+from pivot.records import BadInput, Example, Role
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
@@ -48,6 +48,7 @@ class Row:
     id: str
     trunks: tuple[Trunk, ...]
     branches: tuple[Span, ...]
+    roles: tuple[Role, ...] = ()  # of its branches, if an example's responses made them
     cut: bool = False  # whether a response lost its end to the limit
     asks: str = ""  # a hash of the example's prompt and pictures, for who keeps account of what was read
 
@@ -147,7 +148,9 @@ def encode(
     if template == "chat" and label_mask == "llava_next" and formatting(processor).anywhere is None:
         raise BadInput("label_mask llava_next is defined for ChatML templates; use clean")
     bare, branches = spoken(example, processor, label_mask, template)
-    row = Row(example.id, tuple(_trunk(example, one, processor) for one in bare), branches)
+    row = Row(
+        example.id, tuple(_trunk(example, one, processor) for one in bare), branches, tuple(response.role for response in example.responses)
+    )
     for bound, what in ((limit, "the limit is"), (context, "the LLM's context holds")):
         if bound is not None and too_long == "cut":
             row = shortened(row, bound, what)

@@ -38,7 +38,7 @@ class Objective(Protocol):
     `batch["counts"]`, which counts all rows. Shares add up, so that neither the number of processes nor that of micro-batches
     changes anything. `batch["reference"]` holds log-probabilities under the weights that training started from, nested as
     `logps`, if `needs_reference`; `batch["values"]` what the head says, if there is one; `batch["said"]`
-    the supervised tokens themselves.
+    the supervised tokens themselves, and `batch["roles"]` the responses' roles.
     """
 
     online: ClassVar[bool] = False  # the model writes the responses itself: `Online` in `_online.py`
@@ -162,6 +162,21 @@ def pair_metrics(logps: Logps, chosen: Tensor, rejected: Tensor, counts: Counts)
         "lengths/rejected": length(logps, 1),
     }
     return {name: values.detach().sum() / counts.examples for name, values in each.items()}
+
+
+@dataclass(frozen=True)
+class Single(View):
+    """A view of examples that have one response each, chosen or rejected."""
+
+    def one(self, index: int) -> Example:
+        example = self.examples[index]
+        roles = [response.role for response in example.responses]
+        if roles not in (["chosen"], ["rejected"]):
+            has = f"{len(roles)} responses ({', '.join(roles)})" if roles else "no response"
+            raise BadInput(
+                f"row {example.id} has {has}; unpaired rows have one that is chosen or rejected; drop the row or set unpaired to false"
+            )
+        return example
 
 
 @dataclass(frozen=True)

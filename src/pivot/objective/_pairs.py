@@ -109,11 +109,12 @@ class Damaged(View):
 
 @dataclass(frozen=True)
 class Astray(View):
-    """A view of pairs with one more response, to something else: of the next row, the chosen and the rejected one in turn."""
+    """A view of rows with one more response, to something else: of the next row, its responses in turn."""
 
     def one(self, index: int) -> Example:
         example = self.examples[index]
         if len(self) < 2:
             raise BadInput(f"row {example.id} is the only one, and its prompt needs a response of another; give more rows")
-        stray = self.examples[(index + 1) % len(self)].responses[index % 2]
+        others = self.examples[(index + 1) % len(self)].responses
+        stray = others[index % len(others)]
         return replace(example, responses=(*example.responses, replace(stray, role="rejected", error="another row's", images=None)))

@@ -6,8 +6,8 @@ With g(y) = log p(y) - log p_reference(y), summed over the response's tokens, ch
 
 z = max(0, mean g(stray)) estimates how far the policy is from the reference as a whole. It is taken from responses under prompts that
 they were not given to, those of the next row, over the whole batch, and carries no gradient; `against: zero` does without (APO-zero
-has it so). A batch is rows with both sides, so both weigh the same without more ado; what the paper allows beside, rows of one side
-alone, is not built.
+has it so). With `unpaired`, a row is one response that was liked or not, as thumbs up and down give them; without, it has both sides,
+and these weigh the same without more ado.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from pivot.objective import _contract
-from pivot.objective._contract import Logps, Metrics, Picked, gain, pair_metrics
+from pivot.objective._contract import Logps, Metrics, Picked, Single, gain, pair_metrics
 from pivot.objective._pairs import Astray
 from pivot.records import Example
 
@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Objective(_contract.Objective):
-    """`beta` scales rewards, `desirable` and `undesirable` weigh the sides; `against` says what a response is held against."""
+    """`beta` scales rewards, `desirable` and `undesirable` weigh the sides; `against` says what a response is held against.
+
+    `unpaired`: each row counts by its one response, whichever side it is of. Where one side is rarer, weigh it more: the paper
+    holds desirable x liked to be 1 to 4/3 times undesirable x disliked.
+    """
 
     beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     desirable: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     undesirable: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     against: Literal["kl", "zero"] = "kl"
+    unpaired: bool = False
     needs_reference: ClassVar[bool] = True
 
     @property
@@ -43,16 +48,26 @@ class Objective(_contract.Objective):
 
     @property
     def learns(self) -> str:
-        return "the chosen, the rejected and another row's response" if self.against == "kl" else "the chosen and the rejected response"
+        own = "one response a row, chosen or rejected" if self.unpaired else "the chosen and the rejected response"
+        return f"{own}, and another row's" if self.against == "kl" else own
+
+    @property
+    def sides(self) -> int:
+        """Responses of a row's own."""
+        return 1 if self.unpaired else 2
 
     @property
     def k(self) -> int:
-        return 3 if self.against == "kl" else 2
+        return self.sides + (self.against == "kl")
+
+    @property
+    def alone(self) -> bool:
+        return self.against == "zero"
 
     def source(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The first chosen and the first rejected response of each example; and one of another, if z is estimated."""
-        pairs = Picked(examples, ("chosen", "rejected"))
-        return Astray(pairs) if self.against == "kl" else pairs
+        """The first chosen and the first rejected response of each example, or their only one; and another's, if z is estimated."""
+        own = Single(examples) if self.unpaired else Picked(examples, ("chosen", "rejected"))
+        return Astray(own) if self.against == "kl" else own
 
     def init(self) -> dict[str, float]:
         """z."""
@@ -67,7 +82,7 @@ class Objective(_contract.Objective):
 
     def sums(self, logps: Logps, batch: Mapping[str, Any]) -> Tensor:
         """Of what stray responses have gained, and how many they are."""
-        gained = gain(logps, batch["reference"], 2).detach().double().sum()
+        gained = gain(logps, batch["reference"], self.sides).detach().double().sum()
         return gained.new_tensor([float(gained), len(logps)])
 
     def advance(self, state: dict[str, float], sums: Tensor) -> dict[str, float]:
@@ -80,8 +95,25 @@ class Objective(_contract.Objective):
         import torch
 
         counts, z = batch["counts"], self.beta * state["kl"]
-        chosen, rejected = (self.beta * gain(logps, batch["reference"], number) for number in (0, 1))  # (B,)
-        each = self.desirable * torch.sigmoid(z - chosen) + self.undesirable * torch.sigmoid(rejected - z)  # 1 - sigmoid(x) = sigmoid(-x)
-        share = len(logps) / counts.examples
-        told = {"kl": torch.tensor(state["kl"] * share)}
-        return each.sum() / counts.examples / 2, {**pair_metrics(logps, chosen, rejected, counts), **told}
+        rewards = [self.beta * gain(logps, batch["reference"], number) for number in range(self.sides)]  # (B,) each
+        if self.unpaired:
+            (reward,) = rewards
+            liked = torch.tensor([roles[0] == "chosen" for roles in batch["roles"]], device=reward.device)
+            weight = torch.where(liked, reward.new_tensor(self.desirable), reward.new_tensor(self.undesirable))
+            each = weight * torch.sigmoid(torch.where(liked, z - reward, reward - z))
+            told = _signed(reward, liked, counts.examples)
+        else:
+            chosen, rejected = rewards
+            each = (self.desirable * torch.sigmoid(z - chosen) + self.undesirable * torch.sigmoid(rejected - z)) / 2
+            told = pair_metrics(logps, chosen, rejected, counts)
+        told["kl"] = torch.tensor(state["kl"] * len(logps) / counts.examples)
+        return each.sum() / counts.examples, told  # 1 - sigmoid(x) = sigmoid(-x)
+
+
+def _signed(reward: Tensor, liked: Tensor, examples: int) -> Metrics:
+    """Shares of how far rewards (B,) went the way that they should: up for what was liked, down for the rest; and how many were liked."""
+    import torch
+
+    gone = torch.where(liked, reward, -reward).detach()
+    each = {"rewards/margins": gone, "rewards/accuracies": (gone > 0).to(gone.dtype), "rewards/liked": liked.to(gone.dtype)}
+    return {name: values.sum() / examples for name, values in each.items()}

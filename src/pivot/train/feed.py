@@ -40,7 +40,7 @@ class Micro:
     def batch(self, counts: Counts | None = None) -> dict[str, Any]:
         """What the scorer reads, and with the whole batch's counts what the objective reads as well."""
         told = {name: [[torch.from_numpy(numbers) for numbers in row] for row in rows] for name, rows in self.told.items()}
-        return {**collate(self.rows), "counts": counts, "said": [said(row) for row in self.rows], **told}
+        return {**collate(self.rows), "counts": counts, **facts(self.rows), **told}
 
     def alone(self, number: int) -> Micro:
         """One of its rows, as if it were all there is."""
@@ -113,6 +113,11 @@ def micros(rows: Sequence[Row], told: Told, number: int, filler: Row) -> list[Mi
             continue
         found.append(Micro([rows[n] for n in piece], {name: [of[n] for n in piece] for name, of in told.items()}))
     return found
+
+
+def facts(rows: Sequence[Row]) -> dict[str, Any]:
+    """What an objective may read of rows beside their log-probabilities."""
+    return {"said": [said(row) for row in rows], "roles": [row.roles for row in rows]}
 
 
 def said(row: Row) -> list[list[int]]:

@@ -23,7 +23,7 @@ from pivot.model import MLLM, Scorer
 from pivot.model.rollout import evaluating
 from pivot.objective._contract import Logps, Objective
 from pivot.records import CheckFailed
-from pivot.train.feed import count, said
+from pivot.train.feed import count, facts
 from pivot.train.glance import At, Finder, Glance
 from pivot.train.parts import Rates, freeze, groups
 from pivot.train.scoring import detached
@@ -40,7 +40,7 @@ class Lesson:
     @classmethod
     def of(cls, row: Row, objective: Objective) -> Self:
         """Before anything is learned of it."""
-        told = {"id": [row.id], "counts": count([row], objective.k), "said": [said(row)], "values": None}
+        told = {"id": [row.id], "counts": count([row], objective.k), **facts([row]), "values": None}
         return cls(told, objective.init())
 
     def loss(self, objective: Objective, logps: Logps) -> Tensor:
