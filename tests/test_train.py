@@ -100,6 +100,15 @@ def test_pace(schedule: Any, expected: list[float]) -> None:
     assert Settings(schedule=schedule, warmup=0).pace(0, 1) == 1
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+def test_a_schedule_with_a_floor_falls_in_proportion_to_it(schedule: Any) -> None:
+    """What is left above the floor is what a schedule to zero has; while it warms up, the floor has no say."""
+    plain, floored = Settings(schedule=schedule, warmup=0.2), Settings(schedule=schedule, warmup=0.2, floor=0.5)
+    both = [(plain.pace(step, 20), floored.pace(step, 20)) for step in range(20)]
+    assert all(a == b for a, b in both[:4])
+    assert all(b == pytest.approx(0.5 + a / 2) for a, b in both[4:]) and both[4] == (1, 1)
+
+
 # ---- what it computes
 
 

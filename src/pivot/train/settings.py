@@ -46,6 +46,7 @@ class Settings(BaseModel):
     workers: int = Field(default=2, ge=0, description="threads that make rows ahead; 0 = each is made when it is asked for")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = Field(default=0.03, ge=0, lt=1, description="share of the updates")
+    floor: float = Field(default=0.0, ge=0, lt=1, description="share of the rate that cosine and linear fall to")
     weight_decay: float = Field(default=0.0, ge=0, description="of weight matrices; norms and biases are left alone")
     clip: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 = any")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; weights are trained in fp32")
@@ -76,4 +77,5 @@ class Settings(BaseModel):
         if step < warm:
             return (step + 1) / (warm + 1)
         left = (steps - step) / (steps - warm)  # from 1 down to 1 / (steps - warm)
-        return {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+        fallen = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[self.schedule]
+        return self.floor + (1 - self.floor) * fallen
