@@ -2,8 +2,8 @@
 
     python benchmarks/table.py runs/probes > results/probes/README.md
 
-Rows are the metrics that have parts or no path (all of them with --all). Read from report/results.json, ledgers, logs and the manifest: no
-number is computed here but means over seeds and updates.
+Rows are the metrics that have parts or no path (all of them with --all). Read from report/results.json, measurements, ledgers, logs and the
+manifest: no number is computed here but means over items, seeds and updates.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ def main() -> None:
     found = read_json(folder.report / "results.json")
     if options.against:
         found["pairs"] = [pair for pair in found["pairs"] if pair["b"] in options.against]
-    print("\n".join([*heading(folder), *(line for kind, name in measured(found) for line in section(found, kind, name, options.all))]))
+    print(
+        "\n".join(
+            [
+                *heading(folder),
+                *by_item(folder),
+                *(line for kind, name in measured(found) for line in section(found, kind, name, options.all)),
+            ]
+        )
+    )
 
 
 def heading(folder: RunFolder) -> Iterator[str]:
@@ -63,6 +71,21 @@ def earned(posts: Sequence[Path]) -> str:
     fifths = ((curve[: math.ceil(len(curve) / 5)], curve[-math.ceil(len(curve) / 5) :]) for curve in curves)
     first, last = zip(*fifths, strict=True)
     return f"{fmean(map(fmean, first)):.3f}, {fmean(map(fmean, last)):.3f}"
+
+
+def by_item(folder: RunFolder) -> Iterator[str]:
+    """Benches with every item of the same weight, where the tables below weigh tasks and domains alike: means over items, then seeds."""
+    means: dict[str, dict[str, list[float]]] = {}
+    for one in folder.measurements():
+        if one.kind == "bench":
+            scores = [score for task, units in one.items.items() if task.startswith("tasks/") for score in units.values()]
+            means.setdefault(one.name, {}).setdefault(one.arm, []).append(fmean(scores))
+    if means:
+        arms = list(dict.fromkeys(arm for of in means.values() for arm in of))
+        yield f"\n| bench, mean over items | {' | '.join(arms)} |"
+        yield "|---" * (1 + len(arms)) + "|"
+    for name, of in means.items():
+        yield f"| {name} | {' | '.join(f'{fmean(of[arm]):.4f}' if arm in of else '' for arm in arms)} |"
 
 
 def measured(found: Facts) -> list[tuple[str, str]]:
