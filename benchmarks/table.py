@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from pivot.files import read_json, read_jsonl
-from pivot.runfolder import RunFolder
+from pivot.runfolder import ORIGINAL, RunFolder
 
 Facts = Mapping[str, Any]
 SIGNS = {"higher": " ▲", "lower": " ▼", "open": "", None: ""}
@@ -32,15 +32,8 @@ def main() -> None:
     found = read_json(folder.report / "results.json")
     if options.against:
         found["pairs"] = [pair for pair in found["pairs"] if pair["b"] in options.against]
-    print(
-        "\n".join(
-            [
-                *heading(folder),
-                *by_item(folder),
-                *(line for kind, name in measured(found) for line in section(found, kind, name, options.all)),
-            ]
-        )
-    )
+    tables = (line for kind, name in measured(found) for line in section(found, kind, name, options.all))
+    print("\n".join([*heading(folder), *by_item(folder), *tables]))
 
 
 def heading(folder: RunFolder) -> Iterator[str]:
@@ -81,7 +74,7 @@ def by_item(folder: RunFolder) -> Iterator[str]:
             scores = [score for task, units in one.items.items() if task.startswith("tasks/") for score in units.values()]
             means.setdefault(one.name, {}).setdefault(one.arm, []).append(fmean(scores))
     if means:
-        arms = list(dict.fromkeys(arm for of in means.values() for arm in of))
+        arms = sorted({arm for of in means.values() for arm in of}, key=lambda arm: (arm != ORIGINAL, arm))
         yield f"\n| bench, mean over items | {' | '.join(arms)} |"
         yield "|---" * (1 + len(arms)) + "|"
     for name, of in means.items():
