@@ -19,6 +19,7 @@ from pivot.files import read_json, read_jsonl
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import Critic, critic, save_head
 from pivot.model.rollout import answered
+from pivot.objective._contract import Counts
 from pivot.objective._online import Rollouts
 from pivot.objective.grpo import Objective as GRPO
 from pivot.objective.mpo import Objective as MPO
@@ -26,7 +27,7 @@ from pivot.objective.ppo import Objective as PPO
 from pivot.objective.reward_model import Objective as RewardModel
 from pivot.records import BadInput, CheckFailed, Example, Response
 from pivot.reward._contract import Reply, Score
-from pivot.train import Settings, train
+from pivot.train import Settings, rollouts, train
 from pivot.train.anchor import Anchor
 from pivot.train.feed import Data, said
 from pivot.train.judge import Judge, Learned
@@ -74,6 +75,45 @@ def test_what_is_sampled_hangs_on_seed_batch_row_and_reply_alone(shared_mllm: ML
         assert curve(tmp_path / "one", metric=metric) == pytest.approx(curve(tmp_path / "all", metric=metric), rel=1e-4, abs=1e-6), metric
     run(fresh(shared_mllm), grpo(kl=0.0), pairs, tmp_path / "seed", **small, seed=1)
     assert curve(tmp_path / "seed", metric="reward") != curve(tmp_path / "all", metric="reward")
+
+
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The keys that replies are drawn by, as they are asked for from now on."""
+    asked, plain = list[str](), rollouts.draws
+
+    def draws(keys: Sequence[str], sampling: Any) -> Any:
+        asked.extend(keys)
+        return plain(keys, sampling)
+
+    monkeypatch.setattr(rollouts, "draws", draws)
+    return asked
+
+
+def test_each_row_has_draws_of_its_own_in_every_epoch_however_many_batches_are_sampled_at_once(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = drawn(monkeypatch)
+    for number in (1, 2, 3):
+        run(fresh(shared_mllm), grpo(kl=0.0, rollout=number), pairs[:5], tmp_path / str(number), batch=2, epochs=2)
+    each = [asked[at : at + 10] for at in (0, 10, 20)]
+    assert len(asked) == 30 and len(set(each[0])) == 10 and each[0] == each[1] == each[2]
+
+
+def test_held_out_rows_are_tried_by_draws_of_their_own_whatever_the_batch(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for batch in (2, 5):
+        run(fresh(shared_mllm), grpo(kl=0.0), pairs[:4], tmp_path / str(batch), validation=pairs[3:], batch=batch)
+    first = [curve(tmp_path / str(batch), "eval", "reward")[0] for batch in (2, 5)]
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+    asked = drawn(monkeypatch)
+    run(fresh(shared_mllm), grpo(kl=0.0), pairs[:4], tmp_path / "again", validation=pairs[3:], batch=2)
+    assert len({key for key in asked if "held out" in key}) == 5
+
+
+def test_top_p_holds_for_what_is_learned_from(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="all earned the same"):  # of the likeliest token alone, all replies are one
+        run(fresh(shared_mllm), grpo(kl=0.0, top_p=1e-9), pairs[:4], tmp_path)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -130,6 +170,34 @@ def test_replies_that_all_earn_the_same_teach_nothing_and_are_counted(shared_mll
     (line,) = read_jsonl(tmp_path / "metrics.jsonl")
     assert line["grad_norm"] == 0 and line["frac_reward_zero_std"] == 1
     assert same(weights(mllm), weights(shared_mllm))
+
+
+@pytest.mark.parametrize("kind", ["separate", "detached", "shared"])
+def test_a_critic_that_learns_from_level_rewards_is_no_proof_that_the_policy_does(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    """All replies are cut off, say, and length costs: the tower is not to blame."""
+    monkeypatch.setattr(Judge, "__call__", lambda judge, replies, examples: [Score(-1.0)] * len(replies))
+    with pytest.raises(CheckFailed, match="all earned the same"):
+        run(fresh(shared_mllm), ppo(critic=kind, passes=4, kl=0.0), pairs[:4], tmp_path / "level", batch=4)
+    lines = read_jsonl(tmp_path / "level" / "metrics.jsonl")
+    assert len(lines) == 4 and all(line["grad_norm"] > 0 and line["advantages/nonzero"] == 0 for line in lines)
+    assert lines[0]["reward_std"] == 0 and "frac_reward_zero_std" not in lines[0]
+    run(fresh(shared_mllm), ppo(critic=kind, passes=4, kl=0.0), pairs[:4], tmp_path / "later", batch=2)  # then values differ, and teach
+
+
+def test_held_out_replies_are_judged_by_held_out_rows(
+    shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {str(example.prompt) for example in pairs[:4]} - {str(example.prompt) for example in pairs[5:]}
+    scores = iter(range(10**6))
+
+    def judge(self: Judge, replies: Sequence[Reply], examples: Sequence[Example]) -> list[Score]:
+        return [Score(next(scores) % 2 if str(example.prompt) in own else 7.0) for example in examples]
+
+    monkeypatch.setattr(Judge, "__call__", judge)
+    run(fresh(shared_mllm), grpo(kl=0.0), pairs[:4], tmp_path, validation=pairs[5:])
+    assert set(curve(tmp_path, "eval", "reward")) == {7.0} and max(curve(tmp_path, metric="reward")) < 7
 
 
 def test_held_out_prompts_are_tried_by_the_same_draws(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path) -> None:
@@ -226,6 +294,22 @@ def test_a_reward_model_is_trained_written_and_then_judges(shared_mllm: MLLM, pa
         run(fresh(shared_mllm), ppo(critic_from=str(tmp_path / "rm")), pairs[:4], tmp_path / "wrong")
 
 
+@pytest.mark.parametrize("who", ["reward_model", "critic_from"])
+def test_a_killed_run_goes_on_with_the_same_reward_model_alone(shared_mllm: MLLM, pairs: list[Example], tmp_path: Path, who: str) -> None:
+    """Its folder is where the next one is written to, too."""
+    judge = tmp_path / "judge"
+    fresh(shared_mllm).save(judge)
+    save_head(judge, {"weight": torch.ones(1, 32), "bias": torch.zeros(1)})
+    objective = grpo(reward={"name": "learned"}, reward_model=str(judge)) if who == "reward_model" else ppo(critic_from=str(judge))
+    settings = {"batch": 2, "micro": 2, "save_every": 1, "warmup": 0.0, "schedule": "constant"}
+    left_after(3, shared_mllm, objective, pairs[:6], tmp_path / "run", **settings)
+    save_head(judge, {"weight": -torch.ones(1, 32), "bias": torch.zeros(1)})
+    with pytest.raises(BadInput, match=rf"another training \(changed: judges.{who}\)"):
+        run(fresh(shared_mllm), objective, pairs[:6], tmp_path / "run", **settings)
+    save_head(judge, {"weight": torch.ones(1, 32), "bias": torch.zeros(1)})
+    run(fresh(shared_mllm), objective, pairs[:6], tmp_path / "run", **settings)
+
+
 def test_a_score_of_a_reply_does_not_hang_on_its_company(shared_mllm: MLLM, pairs: list[Example]) -> None:
     """Rows are scored in batches; a reward that changed with them would not be one."""
     made = Critic(Scorer(fresh(shared_mllm)), "only")
@@ -256,12 +340,27 @@ def test_a_reply_that_was_not_judged_moves_nothing(objective: Any) -> None:
     two = Rollouts(told.rewards[:, [0, 2]], finished[:, :2], *([[row[0], row[2]] for row in nested] for nested in (logps, logps, values)))
     found, metrics, _ = objective.appraise(told, objective.init())
     wanted, fewer, _ = objective.appraise(two, objective.init())
-    assert all((reply == 0).all() for reply in [found["advantages"][0][1]])
+    assert not found["advantages"][0][1].nan_to_num(0).any()
     for n, other in ((0, 0), (2, 1)):
         torch.testing.assert_close(found["advantages"][0][n], wanted["advantages"][0][other])
     assert metrics["reward"] == fewer["reward"] == 0.5
     nobody, _, _ = objective.appraise(replace(told, rewards=torch.full((1, 3), torch.nan).double()), objective.init())
-    assert all((reply == 0).all() for reply in nobody["advantages"][0])
+    assert not any(reply.nan_to_num(0).any() for reply in nobody["advantages"][0])
+    leaves = [[reply.clone().requires_grad_() for reply in row] for row in logps]
+    away = [[reply - 0.5 for reply in row] for row in logps]
+    counts = Counts(1, (4, 4, 4))
+    batch = {"counts": counts, "old": logps, "sampler": logps, "reference": away, "values": values, **found}
+    objective.loss(leaves, batch, objective.init())[0].backward()
+    moves = [bool(reply.grad is not None and reply.grad.any()) for reply in leaves[0]]
+    assert moves == [True, False, True]  # nor does the pull to the reference move it
+
+
+def test_only_rollouts_in_a_row_without_a_judgement_stop_a_run() -> None:
+    judge, lost, found = Judge(grpo(), torch.device("cpu")), [Score(0.0, failed="no")], [Score(1.0)]
+    for heard in (lost, lost, found, lost, lost, [*lost, *found], lost, lost):
+        judge.hear(heard)
+    with pytest.raises(CheckFailed, match="in 3 rollouts in a row"):
+        judge.hear(lost)
 
 
 def test_prompts_are_never_learned_from_whatever_the_label_mask(shared_mllm: MLLM, pairs: list[Example]) -> None:

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
     from pivot.model.rollout import Sampling
 
+TAUGHT = "advantages/nonzero"  # the share of tokens that were better or worse than expected
+
 
 @dataclass(frozen=True)
 class Rollouts:
     """P prompts with k replies each. What an objective does not ask for is None."""
 
-    rewards: Tensor  # (P, k), not a number where a reply could not be judged: nothing is learned from that one
+    rewards: Tensor  # (P, k), not a number where a reply could not be judged: it counts as a reply that costs nothing
     finished: Tensor  # (P, k) whether the model ended the reply by itself
     logps: Logps | None = None  # of each reply's tokens, under the weights that wrote it
     reference: Logps | None = None
@@ -133,9 +135,11 @@ def graded(rollouts: Rollouts) -> Metrics:
     rewards = rollouts.rewards  # (P, k)
     judged = (~rewards.isnan()).sum().clamp(min=1)
     metrics = {"reward": rewards.nansum() / judged, "completions/clipped_ratio": (~rollouts.finished).double().mean()}
-    if rewards.shape[1] > 1:  # one reply alone has no spread to lack
+    if rewards.shape[1] > 1:
         metrics["reward_std"] = compared(rewards)[1].mean()
         metrics["frac_reward_zero_std"] = _level(rewards).double().mean()
+    else:  # one reply alone has no spread to lack; all of them together have
+        metrics["reward_std"] = compared(rewards.T)[1].mean()
     return metrics
 
 
@@ -153,8 +157,8 @@ def flat(nested: Logps) -> Tensor:
     return torch.cat([reply for row in nested for reply in row])
 
 
-def watched(logps: Logps, batch: Mapping[str, Any], low: float, high: float) -> tuple[Tensor, Metrics]:
-    """Ratio of new to old probability of each token (T,), and shares of what is watched about it."""
+def watched(logps: Logps, batch: Mapping[str, Any], low: float, high: float, advantages: Tensor) -> tuple[Tensor, Metrics]:
+    """Ratio of new to old probability of each token (T,), and shares of what is watched about it and about advantages (T,)."""
     import torch
 
     now, counts = flat(logps), batch["counts"]
@@ -165,6 +169,7 @@ def watched(logps: Logps, batch: Mapping[str, Any], low: float, high: float) -> 
         "clip_ratio/low": (ratio < 1 - low).to(ratio.dtype),
         "clip_ratio/high": (ratio > 1 + high).to(ratio.dtype),
         "sampler/difference": (old - flat(batch["sampler"])).abs(),
+        TAUGHT: (advantages != 0).to(ratio.dtype),
     }
     metrics = {name: value.detach().sum() / tokens for name, value in seen.items()}
     replies = sum(len(row) for row in logps)

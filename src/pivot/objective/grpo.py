@@ -33,7 +33,8 @@ FURTHEST = 0.2  # how far a step of the controller trusts the error that it sees
 class Objective(Online):
     """`scale`: whether advantages are divided by the group's standard deviation.
 
-    `kl_target`: steer the weight of the KL term to this mean distance a token, as fast as `kl_horizon` prompts' rollouts say.
+    `kl_target`: steer the weight of the KL term to this mean distance a token, by at most a fifth within `kl_horizon` prompts. A rollout of
+    more prompts counts as that many: by more than a fifth at once, the weight could change its sign.
     """
 
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -65,10 +66,12 @@ class Objective(Online):
         advantages, spread = compared(rollouts.rewards)  # (P, k), (P, 1)
         if self.scale:
             advantages = advantages / (spread + EPSILON)
+        advantages = advantages.masked_fill(rollouts.rewards.isnan(), float("nan"))  # says to the loss: not judged
         if self.kl_target is not None and rollouts.logps is not None and rollouts.reference is not None:
             distance = float(_k3(flat(rollouts.logps), flat(rollouts.reference)).mean())
             error = min(max(distance / self.kl_target - 1, -FURTHEST), FURTHEST)
-            state = {"kl": state["kl"] * (1 + error * len(advantages) / self.kl_horizon)}
+            state = {"kl": state["kl"] * (1 + error * min(len(advantages) / self.kl_horizon, 1))}
+            metrics["kl_weight"] = rollouts.rewards.new_tensor(state["kl"])
         return {"advantages": [[reply[None] for reply in row] for row in advantages]}, metrics, state
 
     def loss(self, logps: Logps, batch: Mapping[str, Any], state: dict[str, float]) -> tuple[Tensor, Metrics]:
@@ -79,11 +82,12 @@ class Objective(Online):
         lengths = [len(reply) for reply in replies]
         advantages = flat(batch["advantages"]).to(replies[0].dtype)  # (replies,)
         each = advantages.repeat_interleave(torch.tensor(lengths, device=advantages.device))  # (T,)
-        ratio, metrics = watched(logps, batch, self.clip_low, self.clip_high)
+        judged, each = ~each.isnan(), each.nan_to_num(0)
+        ratio, metrics = watched(logps, batch, self.clip_low, self.clip_high, each)
         cost = clipped(ratio, each, self.clip_low, self.clip_high)  # (T,)
         if self.needs_reference:
             distance = _k3(flat(logps), flat(batch["reference"]))
-            cost = cost + state["kl"] * distance
+            cost = cost + state["kl"] * distance * judged
             metrics["kl"] = distance.detach().sum() / sum(batch["counts"].tokens)
         return (cost * self._weight(lengths, batch["counts"], cost)).sum(), metrics
 

@@ -40,7 +40,7 @@ class Objective(Online):
     kl_floor: bool = False
     clip: Annotated[float, Field(gt=0, le=1)] = 0.2
     value_clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.2
-    value: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
     lam: Annotated[float, Field(ge=0, le=1)] = 1.0
     whiten: bool = True
@@ -107,8 +107,8 @@ class Objective(Online):
         import torch
 
         tokens = sum(batch["counts"].tokens)
-        ratio, metrics = watched(logps, batch, self.clip, self.clip)
-        advantages, returns, old = (flat(batch[name]).to(ratio.dtype) for name in ("advantages", "returns", "values_old"))  # (T,)
+        advantages, returns, old = (flat(batch[name]).to(logps[0][0].dtype) for name in ("advantages", "returns", "values_old"))  # (T,)
+        ratio, metrics = watched(logps, batch, self.clip, self.clip, advantages)
         policy = clipped(ratio, advantages, self.clip, self.clip).sum() / tokens
         values = torch.cat([reply[:-1] for row in batch["values"] for reply in row])  # (T,)
         near = old + (values - old).clamp(-self.value_clip, self.value_clip)

@@ -31,6 +31,7 @@ CURVES = {
     "completions/mean_length": ("Length", "of replies that the model wrote itself, in tokens", 0.0, None),
     "sampler/difference": ("Sampler", "mean difference of its log-probabilities from those learned from", 0.0, None),
     "kl": ("Distance", "from the weights before training, a token", None, None),
+    "kl_weight": ("Weight of the distance", "as it is steered", None, None),
 }
 EARNED = "reward"  # what an arm that writes its own responses is after: its loss around each step says nothing, and held out it is none
 HELD_OUT = "held out"

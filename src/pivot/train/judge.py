@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 
 from pivot.data.collate import Row, collate
 from pivot.data.turns import formatting
+from pivot.files import hash_json, hash_tensors
 from pivot.knobs import fill
 from pivot.model import Scorer
 from pivot.model.critic import Critic, load
@@ -31,6 +32,7 @@ class Learned:
     def __init__(self, folder: str, device: torch.device) -> None:
         mllm, weights = load(folder)
         self._mllm, self._device = mllm, device
+        self.identity = hash_json([mllm.hashes(), hash_tensors(weights)])
         self._critic = Critic(Scorer(mllm), "only").eval()
         self._critic.head.load_state_dict(weights)
         self._known: dict[tuple[str, str, str], float] = {}

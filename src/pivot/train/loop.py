@@ -25,6 +25,7 @@ from pivot.model import MLLM
 from pivot.model.languages import against_packing, backend
 from pivot.model.score import Scores
 from pivot.objective._contract import Counts, Objective
+from pivot.objective._online import TAUGHT
 from pivot.records import BadInput, CheckFailed, Example
 from pivot.train.checkpoint import METRICS
 from pivot.train.feed import Micro, Portion, count
@@ -76,7 +77,8 @@ def _update(setup: Setup, state: State, micros: Sequence[Micro], counts: Counts)
     setup.optimizer.step()
     setup.optimizer.zero_grad()
     state.step += 1
-    state.witnessed += norm > 0 or not objective.online  # replies that all earn the same teach nothing, and prove nothing
+    # Replies that all earn the same teach the policy nothing, and prove nothing of it; a critic has a gradient even then.
+    state.witnessed += not objective.online or (norm > 0 and metrics[TAUGHT] > 0)
     rates = {**asdict(setup.rates), **({} if objective.head == "none" else {"critic": objective.head_rate})}
     return {**metrics, "grad_norm": norm, **{f"lr/{part}": rate * pace for part, rate in rates.items()}}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from statistics import fmean
@@ -61,7 +61,7 @@ def portions(setup: Setup, state: State) -> Iterator[Portion]:
 def tried(setup: Setup, heldout: Data, plan: Iterable[Sequence[int]]) -> dict[str, float]:
     """What replies to held-out prompts earn, always by the same draws. The loss is what is not earned."""
     group = list(plan)
-    own = _sampled(setup, group, _prompts(setup, heldout, group), "held out")
+    own = _sampled(setup, group, _prompts(setup, heldout, group), lambda b, n: f"held out {group[b][n]}")
     _judge(setup, heldout, own)
     written = _gathered(own)
     rewards = [reward for one in written for reward in one.rewards if not math.isnan(reward)]
@@ -121,7 +121,8 @@ def _roll(setup: Setup, state: State, group: Batches, rows: list[list[Row]], num
     """Make the rollout of some batches; returns a portion without rows that says what it took."""
     clock = [time.perf_counter()]
     objective, filler = _online(setup), answered(rows[0][0], [[0]])
-    own = _sampled(setup, group, rows, f"{setup.settings.seed} {number}")
+    # By the batch's number in the run, so that it does not matter how many are sampled at once. The 0 keeps the draws of earlier runs.
+    own = _sampled(setup, group, rows, lambda b, n: f"{setup.settings.seed} {number + b} 0 {n}")
     clock.append(time.perf_counter())
     _judge(setup, setup.data, own)
     clock.append(time.perf_counter())
@@ -160,8 +161,11 @@ def _gathered(own: Sequence[Written]) -> list[Written]:
 
 
 @torch.no_grad()
-def _sampled(setup: Setup, group: Batches, rows: list[list[Row]], key: str) -> list[Written]:
-    """Replies to this process' rows. All processes sample equally often: wrappers wait for each other."""
+def _sampled(setup: Setup, group: Batches, rows: list[list[Row]], key: Callable[[int, int], str]) -> list[Written]:
+    """Replies to this process' rows. All processes sample equally often: wrappers wait for each other.
+
+    `key`: what draws the replies to a row of a batch, by their numbers in the group.
+    """
     crew, sampling = setup.accelerator, replace(_online(setup).sampling, longest=setup.settings.limit)
     mine = [
         ((b, n), row)
@@ -171,7 +175,7 @@ def _sampled(setup: Setup, group: Batches, rows: list[list[Row]], key: str) -> l
     own, size = list[Written](), setup.settings.micro
     for call in range(max(gather_object([math.ceil(len(mine) / size)]))):
         some = mine[call * size : (call + 1) * size]
-        keys = [f"{key} {b} {n}" for (b, n), _ in some]
+        keys = [key(*at) for at, _ in some]
         batch = send_to_device(collate([row for _, row in some] or rows[0][:1]), crew.device)
         with crew.autocast():
             found: Sampled = setup.scorer(batch, sampling=sampling, draws=draws(keys or ["filler"], sampling))

@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, gather_object, set_seed
 
 from pivot.data.lazy import fingerprint
 from pivot.data.lengths import Lengths, lengths
-from pivot.files import hash_json, whole_folder
+from pivot.files import hash_json, hash_tensors, whole_folder
 from pivot.model import MLLM, Scorer
 from pivot.model.critic import HEAD, Critic, critic, save_head
 from pivot.model.lora import Adapters
@@ -54,6 +54,8 @@ def build(
     _wake(mllm, settings.checkpointing)
     mark = fingerprint(examples)
     learner = _learner(mllm, objective, settings)
+    judge = Judge(objective, crew.device) if isinstance(objective, Online) else None
+    judges = _judges(learner, objective, judge)
     adapters = _free(learner, rates, settings)
     chosen, full = groups(mllm, rates, settings.weight_decay)
     beside = learner.own() if isinstance(learner, Critic) else {}
@@ -80,11 +82,12 @@ def build(
         checkpoints=Checkpoints(folder, crew),
         ahead=Ahead(settings.workers),
         anchor=Anchor(_trained(mllm), scorer) if objective.online and objective.needs_reference else None,
-        judge=Judge(objective, crew.device) if isinstance(objective, Online) else None,
+        judge=judge,
         begun={
             "model": {key: hash_json(value) for key, value in told.items() if key not in ("device", "versions")},
             "launch": "sharded" if crew.distributed_type == DistributedType.FSDP else "whole",
             "objective": objective_facts(objective),
+            "judges": judges,
             "rates": asdict(rates),
             "examples": len(examples),
             "data": mark,
@@ -111,6 +114,14 @@ def _learner(mllm: MLLM, objective: Objective, settings: Settings) -> Scorer | C
     if objective.head == "none":
         return scorer
     return critic(mllm, scorer, objective.head, getattr(objective, "critic_from", None)).to(mllm.model.device)
+
+
+def _judges(learner: Scorer | Critic, objective: Objective, judge: Judge | None) -> dict[str, str]:
+    """Hashes of the models that an objective names by folder, where others may stand by tomorrow. Before anything is trained."""
+    found = {"reward_model": judge.learned.identity} if judge and judge.learned else {}
+    if getattr(objective, "critic_from", None) and isinstance(learner, Critic) and learner.beside:
+        found["critic_from"] = hash_json([learner.beside.mllm.hashes(), hash_tensors(learner.head.state_dict())])
+    return found
 
 
 def _free(learner: Scorer | Critic, rates: Rates, settings: Settings) -> Adapters | None:
