@@ -317,6 +317,29 @@ def test_a_run_does_what_it_can_and_waits_for_what_another_is_at(stand: Stand, f
     assert [event.stage for event in seen if event.kind == "wait"] == ["post-dpo/seed-0"]
 
 
+def test_what_is_made_again_waits_for_who_reads_it(stand: Stand, folder: RunFolder) -> None:
+    stand.run(folder)
+    work, post = Work(made(), folder, lambda event: None, Crew()), [one for one in stages(made()) if one.name == "post-sft/seed-0"]
+    before = len(stand.ran)
+    with folder.claim("encoder-sft/seed-0"):
+        assert work.go_through(post, again=True) == post
+    assert len(stand.ran) == before and work.go_through(post, again=True) == []
+    assert stand.ran[before:] == ["post-sft/seed-0"]
+
+
+def test_a_stage_that_read_what_was_made_anew_meanwhile_is_not_finished(folder: RunFolder) -> None:
+    for text in ("old", "new"):
+        write_text(folder.path / "post", text)
+        folder.mark("post", [folder.path / "post"])
+        if text == "old":
+            began = folder.versions(["post"])
+    write_text(folder.path / "encoder", "of the old")
+    folder.mark("encoder", [folder.path / "encoder"], began)
+    assert folder.done("post") and not folder.done("encoder")
+    folder.mark("encoder", [folder.path / "encoder"], folder.versions(["post"]))
+    assert folder.done("encoder")
+
+
 def test_a_run_by_another_recipe_is_refused_beside_one_that_has_just_begun(stand: Stand, folder: RunFolder) -> None:
     with folder.joined(lambda shared: chain._begin(made(), folder, shared)):
         with pytest.raises(BadInput, match=r"changed: post\.batch"):

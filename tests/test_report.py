@@ -194,6 +194,17 @@ def test_equal_ledgers_differ_in_nothing() -> None:
     assert "The weights are those with the lowest held-out loss: a from step 3 and b from step 4." in told["differ"]
 
 
+def test_what_differs_in_later_seeds_and_seeds_that_are_missing_are_told() -> None:
+    one = {"arm": "a", "ids_sha256": "x", "examples": 8, "epochs": 2, "batch": 4, "steps": 4, "flops": 1e9, "device": "cpu"}
+    runs = [{**one, "arm": arm, "seed": seed} for seed in (0, 1, 2) for arm in "ab"]
+    assert matching(runs)["differ"] == []
+    runs[3]["device"] = "cuda"
+    assert matching(runs)["differ"] == ["With seed 1: They differ in device: a cpu and b cuda."]
+    both = [{**run, "device": "cuda"} if run["arm"] == "b" else run for run in runs]
+    assert matching(both)["differ"] == ["They differ in device: a cpu and b cuda."]  # once
+    assert matching(runs[:5])["differ"][1:] == ["Not all arms have all seeds; missing: b 2."]
+
+
 def test_arms_that_write_their_own_responses_are_matched_by_their_rows_and_differ_in_what_they_write(tmp_path: Path) -> None:
     """ppo goes through each batch twice, so it takes twice as many updates over the same rows."""
     run = fake_run.make(tmp_path / "demo", arms=("original", "sft", "dpo", "grpo", "ppo"), size=8)
@@ -228,8 +239,15 @@ def test_of_an_arm_that_writes_its_own_responses_the_reward_is_drawn_and_not_the
 @pytest.mark.parametrize(
     ("tried", "says"),
     [
-        ({}, []),
-        ({"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-6, 1e-5, 1e-4]}, []),
+        ({}, ["Learning rates differ, and the recipe says of no arm among which its own was chosen (tried)."]),
+        ({"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-4, 1e-5, 5e-5]}, []),
+        (
+            {"sft": [1e-5, 5e-5, 1e-4], "dpo": [5e-6, 1e-5, 5e-5]},
+            [
+                "Learning rates were chosen among 3 for sft and 3 for dpo, not the same ones: "
+                "the arms were searched as long, but not in the same places."
+            ],
+        ),
         (
             {"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-5]},
             ["Learning rates were chosen among 3 for sft and 1 for dpo: the arms were not searched alike."],
@@ -244,6 +262,8 @@ def test_of_an_arm_that_writes_its_own_responses_the_reward_is_drawn_and_not_the
         (
             {"sft": [1e-5, 5e-5], "dpo": [1e-5, 5e-6]},
             [
+                "Learning rates were chosen among 2 for sft and 2 for dpo, not the same ones: "
+                "the arms were searched as long, but not in the same places.",
                 "The rate of sft is the largest of those tried (1 × 10⁻⁵, 5 × 10⁻⁵): a better one may lie beyond.",
                 "The rate of dpo is the largest of those tried (5 × 10⁻⁶, 1 × 10⁻⁵): a better one may lie beyond.",
             ],

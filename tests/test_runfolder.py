@@ -144,7 +144,7 @@ def test_a_mark_holds_until_an_output_or_what_it_came_from_changes(folder: RunFo
     files.write_text(encoder / "weights", "one")
     assert not folder.done("post")
     folder.mark("post", [model], steps=3)
-    folder.mark("detach", [encoder], needs=["post"])
+    folder.mark("detach", [encoder], needs=folder.versions(["post"]))
     assert folder.done("post") and folder.done("detach") and folder.facts("post") == {"steps": 3}
     files.write_text(encoder / "weights", "two")
     assert folder.done("post") and not folder.done("detach")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -106,14 +106,19 @@ class RunFolder:
             with self._changing() as manifest:
                 manifest["pinned"] = {**manifest.get("pinned", {}), name: value}
 
-    def mark(self, stage: str, outputs: Sequence[Path | str] = (), needs: Sequence[str] = (), **facts: Any) -> None:
-        """Say that a stage is finished: which files or folders it made (by hash), from which stages, and facts worth keeping."""
+    def versions(self, stages: Sequence[str]) -> dict[str, str]:
+        """A hash of what each of some finished stages made."""
+        marks = self.manifest().get("stages", {})
+        return {stage: hash_json(marks[stage]["outputs"]) for stage in stages}
+
+    def mark(self, stage: str, outputs: Sequence[Path | str] = (), needs: Mapping[str, str] | None = None, **facts: Any) -> None:
+        """Say that a stage is finished: which files or folders it made (by hash), and facts worth keeping. `needs`: the `versions` of
+        the stages that it read from, as they were when it began: if one was made anew meanwhile, this one is not finished.
+        """
         made = {Path(p).relative_to(self.path).as_posix(): hash_file(p) for p in outputs}
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         with self._changing() as manifest:
-            stages = manifest.setdefault("stages", {})
-            needed = {other: hash_json(stages[other]["outputs"]) for other in needs}
-            stages[stage] = {"finished": finished, "outputs": made, "needs": needed, "facts": facts}
+            manifest.setdefault("stages", {})[stage] = {"finished": finished, "outputs": made, "needs": dict(needs or {}), "facts": facts}
 
     def started(self) -> bool:
         """Whether there is work to lose: a stage that was finished once, or a checkpoint of one that was not."""
@@ -126,7 +131,7 @@ class RunFolder:
         if stage not in stages:
             return False
         mark = stages[stage]
-        if any(other not in stages or hash_json(stages[other]["outputs"]) != seen for other, seen in mark["needs"].items()):
+        if any(other not in stages or self.versions([other])[other] != seen for other, seen in mark["needs"].items()):
             return False
         paths = {self.path / name: seen for name, seen in mark["outputs"].items()}
         return all(path.exists() and hash_file(path) == seen for path, seen in paths.items())

@@ -18,7 +18,7 @@ from pivot.provenance import of_arm
 from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
 from pivot.runfolder import ORIGINAL, RunFolder
-from pivot.stages import TRAINING, Stage
+from pivot.stages import TRAINING, Stage, stages
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ class Work:
         rest = list[Stage]()
         for stage in left:
             with ExitStack() as held:
-                look = partial(self._state, stage, {other.name for other in rest}, held)
+                look = partial(self._state, stage, {other.name for other in rest}, held, again)
                 state = self.crew.told(look) if stage.kind in TRAINING else look()
                 if state == "elsewhere":
                     rest.append(stage)
@@ -65,9 +65,14 @@ class Work:
                     self.perform(stage, afresh=state == "finished")
         return rest
 
-    def _state(self, stage: Stage, elsewhere: Set[str], held: ExitStack) -> State:
-        """Whether a stage is finished, or in the hands of another run, by itself or by what it waits for; if not, it is claimed."""
+    def _state(self, stage: Stage, elsewhere: Set[str], held: ExitStack, again: bool) -> State:
+        """Whether a stage is finished, or in the hands of another run, by itself or by what it waits for; if not, it is claimed.
+
+        What is to be made again waits for those who are reading it.
+        """
         if not held.enter_context(self.folder.claim(stage.name)):
+            return "elsewhere"
+        if again and any(self.folder.claimed(other.name) for other in stages(self.recipe) if stage.name in other.needs):
             return "elsewhere"
         # A recipe that has more now than when the report was written has more to report.
         if self.folder.done(stage.name) and self.folder.read_by(stage.name) >= set(stage.needs):
@@ -86,9 +91,10 @@ class Work:
         if afresh and stage.kind in TRAINING:
             self.crew.wait()  # the others must not find a checkpoint that is about to go
         self.tell(Event("begin", stage.name))
+        read = self.folder.versions([need for need, done in needs.items() if done]) if self.crew.main else {}
         made = getattr(self, f"_{stage.kind}")(stage)
         if self.crew.main:
-            self.folder.mark(stage.name, made, [need for need, done in needs.items() if done])
+            self.folder.mark(stage.name, made, read)
         self.tell(Event("done", stage.name, {"made": [str(path) for path in made]}))
 
     def _progress(self, stage: Stage) -> Callable[[int, int], None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pivot.report import words
@@ -36,8 +36,8 @@ def matching(ledgers: Sequence[Facts], tried: Mapping[str, Sequence[float] | Non
         "matched": matched,
         "same": [_same(groups)] if matched else [],
         "faults": faults,
-        "differ": _differ(first) if first else [],
-        "searches": _searches(tried or {}),
+        "differ": [*(_differ(first) if first else []), *_elsewhere(groups), *_seeds(by_seed)],
+        "searches": _searches(tried or {}, first),
         "edges": _edges(tried or {}, first),
     }
 
@@ -88,11 +88,33 @@ def _same(groups: Mapping[Any, Group]) -> str:
 def _differ(group: Group) -> list[str]:
     """Where arms differ by design or in cost."""
     costs = [*(_cost(group, key) for key in COSTS), _written(group), _reference(group)]
-    sentences = [_rates(group), _sides(group), _passes(group), *costs, _settings(group), _kept(group)]
+    sentences = [_rates(group), _sides(group), _passes(group), *costs, _settings(group), _kept(group), *_machines(group)]
+    return [sentence for sentence in sentences if sentence]
+
+
+def _machines(group: Group) -> Iterator[str]:
     for key in ("device", "processes"):
         values = {arm: ledger.get(key) for arm, ledger in group.items()}
-        sentences.append("" if _equal(values) else f"They differ in {key}: {_each(values)}.")
-    return [sentence for sentence in sentences if sentence]
+        yield "" if _equal(values) else f"They differ in {key}: {_each(values)}."
+
+
+def _elsewhere(groups: Mapping[Any, Group]) -> list[str]:
+    """What differs in later seeds and not in the first: runs may share a folder over several machines. Costs differ with every seed."""
+    found = list[str]()
+    for number, (seed, group) in enumerate(groups.items()):
+        own = [sentence for sentence in (_rates(group), _settings(group), *_machines(group)) if sentence]
+        if number == 0:
+            known = set(own)
+        found += [f"With seed {seed}: {sentence}" for sentence in own if sentence not in known]
+    return found
+
+
+def _seeds(by_seed: Mapping[Any, Group]) -> list[str]:
+    """Seeds that some arms have and others lack."""
+    arms = list(dict.fromkeys(arm for group in by_seed.values() for arm in group))
+    lacking = {arm: [seed for seed, group in by_seed.items() if arm not in group] for arm in arms}
+    each = [f"{arm} {words.listed([str(seed) for seed in seeds])}" for arm, seeds in lacking.items() if seeds]
+    return [f"Not all arms have all seeds; missing: {'; '.join(each)}."] if each else []
 
 
 def _rates(group: Group) -> str:
@@ -171,15 +193,21 @@ def _kept(group: Group) -> str:
 # ---- how learning rates were found
 
 
-def _searches(tried: Mapping[str, Sequence[float] | None]) -> list[str]:
-    """Whether each arm's learning rate was looked for as hard as the others'."""
+def _searches(tried: Mapping[str, Sequence[float] | None], group: Group) -> list[str]:
+    """Whether each arm's learning rate was looked for as hard as the others', and in the same places."""
     told = {arm: len(set(rates)) for arm, rates in tried.items() if rates}
     silent = [arm for arm in tried if arm not in told]
-    if len(tried) < 2 or not told or (not silent and _equal(told)):
+    if len(tried) < 2 or (not told and not _rates(group)):
+        return []
+    if not told:
+        return ["Learning rates differ, and the recipe says of no arm among which its own was chosen (tried)."]
+    if not silent and _equal({arm: sorted(set(rates or ())) for arm, rates in tried.items()}):
         return []
     chosen = f"Learning rates were chosen among {words.listed([f'{number} for {arm}' for arm, number in told.items()])}"
     if silent:
         return [f"{chosen}; of {words.listed(silent)} the recipe does not say: whether the arms were searched alike is not known."]
+    if _equal(told):
+        return [f"{chosen}, not the same ones: the arms were searched as long, but not in the same places."]
     return [f"{chosen}: the arms were not searched alike."]
 
 
