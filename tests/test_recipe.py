@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-from pivot import plain, recipe
+from pivot import lookup, plain, recipe
 from pivot.knobs import Wrong, fill
 from pivot.records import BadInput
 from pivot.runfolder import RunFolder
@@ -212,6 +212,46 @@ def test_which_rates_were_tried_may_be_told_afterwards_but_not_which_was_chosen(
         recipe.freeze(recipe.load(small, ["arms.dpo.tried=[1e-6, 1e-5]", "arms.dpo.rates.tower=1e-6"]), folder)
 
 
+@pytest.mark.parametrize("form", ["{}.objective={}", "{}.objective.name={}"])
+def test_any_objective_of_a_shipped_recipe_is_swapped_by_one_word(form: str) -> None:
+    """Knobs that mean the same in both stay, the others go; what has no default must be given beside it, in whatever order."""
+    tried = 0
+    for name in recipe.shipped():
+        plain = yaml.safe_load(recipe.find(name).read_text())
+        blank = [
+            f"data.{data}=world"
+            for data, rows in (plain.get("data") or {}).items()
+            if rows is None or (isinstance(rows, dict) and rows.get("of", 0) is None)
+        ]
+        blank = [line.replace("=world", ".of=world") if plain["data"][line[5:-6]] else line for line in blank]
+        blank += [f"{part}=tiny" for part in ("init", "encoder", "llm") if part in plain and plain[part] is None]
+        for arm, choice in (plain.get("arms") or {}).items():
+            before = (choice or {}).get("objective")
+            for objective in lookup.names("objective") if before else ():
+                place = f"arms.{arm}"
+                needs = [f"{place}.objective.reward=answer"] if objective in ("grpo", "ppo") else []
+                needs += [f"{place}.objective.reward_model=x"] if needs and "reward" in before else []
+                given = {"name", "reward", "reward_model"}
+                if objective == "grpo" and before.get("k") == 1:  # one reply has no group
+                    needs, given = [*needs, f"{place}.objective.k=4"], given | {"k"}
+                changes = [*blank, form.format(place, objective), *needs]
+                now = recipe.load(name, changes).arms[arm].objective
+                assert now is not None and now["name"] == objective
+                same = ("beta",) if "beta" in now else ("k", "temperature", "top_p", "max_new", "rollout", "passes", "kl")
+                stays = {knob: before[knob] for knob in same if knob in before and knob in now and knob not in given}
+                assert {knob: now[knob] for knob in stays} == stays
+                tried += 1
+    assert tried > 60
+    discounted = recipe.load("demo", ["arms.dpo.objective.gamma=0.3", "arms.dpo.objective=ppo", "arms.dpo.objective.reward=answer"])
+    assert discounted.arms["dpo"].objective is not None and discounted.arms["dpo"].objective["gamma"] == 0.3  # meant for ppo
+    weighed = recipe.load(
+        "paper/stages/post-dpo", ["init=tiny", "data.pairs=world", "arms.dpo.objective=ppo", "arms.dpo.objective.reward=answer"]
+    )
+    assert weighed.arms["dpo"].objective is not None and weighed.arms["dpo"].objective["gamma"] == 1  # dpo's is another thing
+    swapped = recipe.load("demo", ["arms.dpo.objective.reward=answer", "arms.dpo.objective=grpo", "arms.dpo.objective.k=4"])
+    assert swapped.arms["dpo"].objective is not None and swapped.arms["dpo"].objective["k"] == 4
+
+
 @pytest.mark.parametrize(
     ("change", "place", "advice"),
     [
@@ -221,7 +261,10 @@ def test_which_rates_were_tried_may_be_told_afterwards_but_not_which_was_chosen(
         ("data.pairs.read=wurld", "data.pairs: no data named 'wurld'", "did you mean 'world'?"),
         ("arms.dpo.objective.betta=1", "arms.dpo.objective: unknown key 'betta'", "did you mean 'beta'?"),
         ("arms.dpo.objective.name=dpq", "arms.dpo.objective: no objective named 'dpq'", "did you mean 'dpo'?"),
-        ("arms.dpo.objective=dpo", "arms.dpo.objective: must be a mapping with 'name'", "dpo"),
+        ("arms.dpo.objective=dpq", "arms.dpo.objective: no objective named 'dpq'", "did you mean 'dpo'?"),
+        ("arms.dpo.objective=3", "arms.dpo.objective: must be a name or a mapping with 'name'", "dpo"),
+        ("arms.dpo.objective=grpo", "arms.dpo.objective.reward: is missing", "give it"),
+        ("arms.new.objective=dpo", "arms.new.rates: is missing", "give both"),
         ("arms.dpo.rates.towr=1", "arms.dpo.rates: unknown key 'towr'", "did you mean 'tower'?"),
         ("arms.dpo.rates.tower=fast", "arms.dpo.rates.tower", "not 'fast'"),
         ("arms.dpo.rates.tower=-1", "arms.dpo.rates.tower", "greater than or equal to 0"),

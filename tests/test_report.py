@@ -240,7 +240,7 @@ def test_of_an_arm_that_writes_its_own_responses_the_reward_is_drawn_and_not_the
     ("tried", "says"),
     [
         ({}, ["Learning rates differ, and the recipe says of no arm among which its own was chosen (tried)."]),
-        ({"sft": [1e-5, 5e-5, 1e-4], "dpo": [1e-4, 1e-5, 5e-5]}, []),
+        ({"sft": [1e-6, 1e-5, 5e-5, 1e-4], "dpo": [1e-4, 1e-6, 1e-5, 5e-5]}, []),
         (
             {"sft": [1e-5, 5e-5, 1e-4], "dpo": [5e-6, 1e-5, 5e-5]},
             [

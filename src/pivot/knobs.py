@@ -60,6 +60,18 @@ def declared(what: Callable[..., Any]) -> type[BaseModel]:
     return create_model(what.__name__, __config__=_OPTIONS, **fields)
 
 
+def common(one: type, other: type) -> set[str]:
+    """Knobs that mean the same in two dataclasses: those of a class that both are made from, and those of equal type and default.
+
+    A name alone does not say so: `gamma` is a weight in dpo and a discount in ppo.
+    """
+    fields, others = ({field.name: field for field in dataclasses.fields(what)} for what in (one, other))
+    above = [base for base in one.__mro__ if base in other.__mro__ and dataclasses.is_dataclass(base)]
+    inherited = {field.name for base in above for field in dataclasses.fields(base)}
+    alike = {name for name in fields.keys() & others.keys() if fields[name].type == others[name].type}
+    return inherited | {name for name in alike if fields[name].default == others[name].default}
+
+
 def _home(what: Any, name: str) -> str:
     """The module of the class that declares a field: names in its annotation are of there."""
     return next(base.__module__ for base in what.__mro__ if name in inspect.get_annotations(base))

@@ -19,7 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 
 from pivot import lookup
 from pivot.files import write_text
-from pivot.knobs import Wrong, check_keys, fill, first_error, nearest
+from pivot.knobs import Wrong, check_keys, common, fill, first_error, nearest
 from pivot.oneline import described
 from pivot.plain import differences, override, parse
 from pivot.records import BadInput, Example
@@ -30,6 +30,7 @@ OF_DATA = {"probe": ("data", "on"), "bench": ("data",)}  # what of these may nam
 # Keys of a recipe that a rerun may change: how it is computed and watched, not what comes out.
 FREE = {f"{stage}.{key}" for stage in ("align", "instruct", "post") for key in ("micro", "save_every", "report_to", "workers")}
 PARTS = {"init": ("encoder", "llm"), "encoder": ("init",), "llm": ("init",)}  # what a recipe begins with, and what can stand for it
+OBJECTIVE = re.compile(r"arms\.(?P<arm>[^.]+)\.objective(\.(?P<knob>.+))?")  # the key of an override
 RECORD = re.compile(r"arms\.(.+)\.tried")  # and what it only says: this may be told afterwards
 MORE = ("data", "arms", "probes", "bench")  # sections to which a rerun may add: what was done stays as it was
 # Training's knobs live in train/, which nothing here may import: they are looked up by name, as objectives are.
@@ -41,11 +42,12 @@ NAME = r"^[A-Za-z0-9][\w.+-]*$"  # of a run, an arm, a measurement: files and fo
 
 
 def _module(folder: str, key: str, own: Mapping[str, Any] | None = None) -> BeforeValidator:
-    """Check `{key: module, **knobs}` against that module; `own` are keys of the recipe's among the knobs."""
+    """Check `{key: module, **knobs}`, or the module's name alone, against that module; `own` are keys of the recipe's among the knobs."""
 
     def check(given: Any) -> Any:
+        given = {key: given} if isinstance(given, str) else given
         if not isinstance(given, Mapping) or not isinstance(given.get(key), str):
-            raise Wrong((), f"must be a mapping with '{key}', one of: {', '.join(lookup.names(folder))}, not {given!r}")
+            raise Wrong((), f"must be a name or a mapping with '{key}', one of: {', '.join(lookup.names(folder))}, not {given!r}")
         return fill(lookup.find(folder, given[key]), given, own={key: ..., **(own or {})})
 
     return BeforeValidator(check)
@@ -316,7 +318,7 @@ def load(source: str, changes: Sequence[str] = ()) -> Recipe:
     if not isinstance(plain, Mapping):
         raise BadInput(f"{file} is no recipe: it holds no keys; see a shipped one, such as {SHIPPED / 'demo.yaml'}")
     blank = [*(key for key in PARTS if key in plain and plain[key] is None), *_blank(plain)]
-    for change in changes:
+    for change in sorted(changes, key=_is_knob):  # an objective before its knobs, in whatever order they were given
         plain = _changed(plain, change)
     left = [key for key in blank if key in _blank(plain) or (key in PARTS and not plain.get(key) and not all(map(plain.get, PARTS[key])))]
     if left:
@@ -324,14 +326,35 @@ def load(source: str, changes: Sequence[str] = ()) -> Recipe:
     return validate({**plain, **_resolved(plain)}, source)
 
 
+def _is_knob(change: str) -> bool:
+    """Whether an override is of an objective's knob."""
+    found = OBJECTIVE.fullmatch(change.partition("=")[0].strip())
+    return bool(found) and found["knob"] not in (None, "name")  # type: ignore[index]
+
+
 def _changed(plain: Mapping[str, Any], change: str) -> dict[str, Any]:
     """One change applied: `key.sub=value`, or `NAME=ROWS` for a data set of the recipe by its name alone."""
     key, _, text = (part.strip() for part in change.partition("="))
+    if (swap := OBJECTIVE.fullmatch(key)) and swap["knob"] in (None, "name"):
+        return _swapped(plain, change, swap["arm"])
     data = plain.get("data")
     if key in Recipe.model_fields or not isinstance(data, Mapping) or key not in data:
         return override(plain, change)
     rows = override({}, change)[key] if not text or text.startswith("{") else text
     return {**plain, "data": {**data, key: rows}}
+
+
+def _swapped(plain: Mapping[str, Any], change: str, arm: str) -> dict[str, Any]:
+    """An arm's objective exchanged for another by its name alone. Knobs that mean the same in both stay as they are, the others go."""
+    changed, known = override(plain, change), lookup.names("objective")
+    now, before = changed["arms"][arm], ((plain.get("arms") or {}).get(arm) or {}).get("objective")
+    given = now["objective"]
+    name = given.get("name") if isinstance(given, Mapping) and change.partition("=")[0].strip().endswith(".name") else given
+    if name not in known or not isinstance(before, Mapping) or before.get("name") not in known:
+        return changed  # a mapping that says all; or a mistake, which validation will name
+    same = common(*(lookup.find("objective", one) for one in (before["name"], name)))
+    now["objective"] = {"name": name, **{knob: value for knob, value in before.items() if knob in same}}
+    return changed
 
 
 def _blank(plain: Mapping[str, Any]) -> list[str]:
