@@ -15,7 +15,7 @@ from torch import Tensor
 from pivot import lookup
 from pivot.knobs import Wrong, fill
 from pivot.objective._contract import Counts, log_not
-from pivot.objective._online import Rollouts
+from pivot.objective._online import Rollouts, graded
 from pivot.objective._pairs import Cropped, differing
 from pivot.objective.dpo import Objective as DPO
 from pivot.objective.grpo import Objective as GRPO
@@ -387,6 +387,64 @@ def test_grpo_steers_the_weight_of_the_distance() -> None:
     up = objective.appraise(Rollouts(rewards, rewards > 2, near, far), objective.init())[2]
     down = objective.appraise(Rollouts(rewards, rewards > 2, near, near), objective.init())[2]
     assert up["kl"] == pytest.approx(0.1 * (1 + 0.2 * 5 / 100)) and down["kl"] == pytest.approx(0.1 * (1 - 0.2 * 5 / 100))
+
+
+def test_the_steered_weight_follows_the_mean_distance_and_never_changes_its_sign() -> None:
+    near, far, rewards = rows(0, 5), rows(1, 5), torch.rand(5, 2, dtype=torch.float64)
+    apart = [
+        b - a
+        for now, before in zip(plain(near), plain(far), strict=True)
+        for x, y in zip(now, before, strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    distance = sum(math.exp(one) - one - 1 for one in apart) / len(apart)
+    objective = GRPO(**WRITES, k=2, kl=0.1, kl_target=distance / 1.1, kl_horizon=100)
+    _, metrics, state = objective.appraise(Rollouts(rewards, rewards > 2, near, far), objective.init())
+    assert state["kl"] == pytest.approx(0.1 * (1 + 0.1 * 5 / 100), rel=1e-9) and metrics["kl_weight"].item() == state["kl"]
+    hasty, state = GRPO(**WRITES, k=2, kl=0.1, kl_target=0.05, kl_horizon=1), GRPO(**WRITES, k=2, kl=0.1).init()
+    for _ in range(3):  # five prompts, of which one is the whole horizon
+        state = hasty.appraise(Rollouts(rewards, rewards > 2, near, near), state)[2]
+    assert state["kl"] == pytest.approx(0.1 * 0.8**3)
+
+
+def test_what_is_watched_of_replies_is_what_it_is_called() -> None:
+    """By hand: of two replies with four tokens, ratios 0.5, 1, 1, 2, and a sampler that was off by 0.3 in one of them."""
+    ratios = [[0.5, 1.0], [1.0, 2.0]]
+    old = [[torch.full((2,), -1.0, dtype=torch.float64) for _ in range(2)]]
+    now = [[-1 + torch.tensor(one, dtype=torch.float64).log() for one in ratios]]
+    sampler = [[old[0][0] + torch.tensor([0.0, 0.3]), old[0][1]]]
+    given = {"counts": Counts(1, (2, 2)), "old": old, "sampler": sampler, "advantages": [[torch.ones(1), torch.zeros(1)]]}
+    _, metrics = GRPO(**WRITES, k=2, kl=0.0).loss(now, given, {"kl": 0.0})
+    found = {name: value.item() for name, value in metrics.items()}
+    assert found["ratio"] == pytest.approx(4.5 / 4) and found["sampler/difference"] == pytest.approx(0.3 / 4)
+    assert (found["clip_ratio/low"], found["clip_ratio/high"], found["advantages/nonzero"]) == (0.25, 0.25, 0.5)
+    assert found["completions/mean_length"] == 2
+
+    rewards, finished = torch.tensor([[1.0, 3.0], [2.0, 2.0]]).double(), torch.tensor([[True, False], [True, True]])
+    told = {name: value.item() for name, value in graded(Rollouts(rewards, finished)).items()}
+    assert told == pytest.approx(
+        {"reward": 2, "completions/clipped_ratio": 0.25, "reward_std": math.sqrt(2) / 2, "frac_reward_zero_std": 0.5}
+    )
+    single = {name: value.item() for name, value in graded(Rollouts(rewards[:, :1], finished[:, :1])).items()}
+    assert single == pytest.approx({"reward": 1.5, "completions/clipped_ratio": 0, "reward_std": math.sqrt(0.5)})
+
+
+def test_what_ppo_tells_of_values_and_distance_is_what_it_is_called() -> None:
+    """Values that are the returns explain all of them; constant ones nothing; and the distance is that of the policy from the reference."""
+    objective = PPO(**WRITES, kl=0.2, lam=1.0, gamma=1.0, value_clip=0.1)
+    old = [[torch.tensor([-1.0, -2.0]).double()], [torch.tensor([-1.0, -1.0]).double()]]
+    before = [[reply - 0.25 for reply in row] for row in old]
+    rewards, finished = torch.tensor([[1.0], [0.0]]).double(), torch.ones(2, 1, dtype=torch.bool)
+    flat_values = [[torch.full((3,), 0.5).double()] for _ in old]
+    more, metrics, _ = objective.appraise(Rollouts(rewards, finished, old, before, flat_values), None)
+    assert metrics["kl"].item() == pytest.approx(0.25) and metrics["values/explained"].item() == pytest.approx(0, abs=1e-9)
+    perfect = [[torch.cat([row[0].double(), torch.zeros(1).double()])] for row in more["returns"]]
+    assert objective.appraise(Rollouts(rewards, finished, old, before, perfect), None)[1]["values/explained"].item() == pytest.approx(1)
+    # Where the clipped value is the worse one, the clip counts: a value that went from 0.5 to the return of 0.9, held at 0.6.
+    returns = [[torch.tensor([0.9, 0.5]).double()]]
+    given = {"counts": Counts(1, (2,)), "old": old[:1], "sampler": old[:1], "advantages": [[torch.ones(2).double()]], "returns": returns}
+    given |= {"values_old": [[torch.full((2,), 0.5).double()]], "values": [[torch.tensor([0.9, 0.5, 0.0]).double()]]}
+    assert objective.loss(old[:1], given, None)[1]["clip_ratio/value"].item() == 0.5
 
 
 @pytest.mark.parametrize("objective", PPOS)
