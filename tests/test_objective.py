@@ -413,11 +413,11 @@ def test_what_is_watched_of_replies_is_what_it_is_called() -> None:
     old = [[torch.full((2,), -1.0, dtype=torch.float64) for _ in range(2)]]
     now = [[-1 + torch.tensor(one, dtype=torch.float64).log() for one in ratios]]
     sampler = [[old[0][0] + torch.tensor([0.0, 0.3]), old[0][1]]]
-    given = {"counts": Counts(1, (2, 2)), "old": old, "sampler": sampler, "advantages": [[torch.ones(1), torch.zeros(1)]]}
+    given = {"counts": Counts(1, (2, 2)), "old": old, "sampler": sampler, "advantages": [[torch.ones(1), -torch.ones(1)]]}
     _, metrics = GRPO(**WRITES, k=2, kl=0.0).loss(now, given, {"kl": 0.0})
     found = {name: value.item() for name, value in metrics.items()}
     assert found["ratio"] == pytest.approx(4.5 / 4) and found["sampler/difference"] == pytest.approx(0.3 / 4)
-    assert (found["clip_ratio/low"], found["clip_ratio/high"], found["advantages/nonzero"]) == (0.25, 0.25, 0.5)
+    assert (found["clip_ratio/low"], found["clip_ratio/high"], found["advantages/nonzero"]) == (0.25, 0.25, 1)
     assert found["completions/mean_length"] == 2
 
     rewards, finished = torch.tensor([[1.0, 3.0], [2.0, 2.0]]).double(), torch.tensor([[True, False], [True, True]])
