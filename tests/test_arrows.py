@@ -25,6 +25,7 @@ FLOOR = {
     "plain",
     "oneline",
     "recipe",
+    "sections",
     "stages",
     "knobs",
     "files",

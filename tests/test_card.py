@@ -16,6 +16,7 @@ from pivot.encoder.export import export
 from pivot.encoder.stale import stale
 from pivot.files import write_json
 from pivot.runfolder import RunFolder
+from pivot.sections import Recipe
 
 RATES = {"tower": 1e-6, "projector": 1e-6, "llm": 0.0}
 PLAIN: dict[str, Any] = {
@@ -29,7 +30,7 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def made(**changes: Any) -> recipe.Recipe:
+def made(**changes: Any) -> Recipe:
     return recipe.validate({**PLAIN, **changes}, "here")
 
 

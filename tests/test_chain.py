@@ -24,6 +24,7 @@ from pivot.files import hash_file, read_json, read_jsonl, write_json, write_text
 from pivot.plan import plan
 from pivot.records import BadInput, Measurement
 from pivot.runfolder import RunFolder
+from pivot.sections import Recipe
 from pivot.stages import Stage, stages
 from pivot.work import Event, Work
 
@@ -51,7 +52,7 @@ STEPS = ("encoder", "probe-linear", "probe-behind", "bench-world", "bench-again"
 REST = [f"{what}-{arm}" for arm in ("original", "sft/seed-0", "dpo/seed-0") for what in STEPS]
 
 
-def made(**changes: Any) -> recipe.Recipe:
+def made(**changes: Any) -> Recipe:
     return recipe.validate({**PLAIN, **changes}, "here")
 
 

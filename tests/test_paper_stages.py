@@ -24,6 +24,7 @@ from pivot.files import read_json
 from pivot.model import MLLM
 from pivot.model.template import BASE
 from pivot.records import BadInput
+from pivot.sections import Recipe
 
 HOME = "paper/stages/"
 FILES = [name for name in recipe.shipped() if name.startswith(HOME)]
@@ -61,7 +62,7 @@ def kind(name: str) -> str:
     return found
 
 
-def opened(name: str, *changes: str) -> recipe.Recipe:
+def opened(name: str, *changes: str) -> Recipe:
     """A file with what it leaves open filled in."""
     plain = written(name)
     init = ["init=tiny"] if "init" in plain else []

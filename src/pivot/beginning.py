@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pivot.recipe import Build, Recipe
+from pivot.sections import Build, Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

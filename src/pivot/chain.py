@@ -18,8 +18,8 @@ from pivot import recipe as recipes
 from pivot.beginning import BASE
 from pivot.crew import Crew
 from pivot.files import hash_file
-from pivot.recipe import Recipe
 from pivot.runfolder import RunFolder
+from pivot.sections import Recipe
 from pivot.stages import TRAINING, Stage, chosen, stages
 from pivot.work import Event, Tell, Work
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
 from pivot.knobs import nearest
-from pivot.recipe import Recipe, knobs
 from pivot.records import BadInput
 from pivot.rehearsal import READ, Reading, Rehearsal, Teaching
 from pivot.runfolder import RunFolder
+from pivot.sections import Recipe, knobs
 from pivot.stages import Stage, stages
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ import yaml
 
 from pivot import recipe as recipes
 from pivot.plain import parse
-from pivot.recipe import Recipe
 from pivot.records import BadInput
 from pivot.runfolder import ORIGINAL, RunFolder
+from pivot.sections import Post, Recipe
 
 if TYPE_CHECKING:
     from pivot.encoder.card import Provenance
@@ -85,7 +85,7 @@ def of_model(source: str, dequantised: str | None = None) -> Provenance:
     return Provenance(mllm=source, dequantised=dequantised)
 
 
-def _sentence(stage: str, objective: str, knobs: Mapping[str, Any], section: recipes.Post, rates: Mapping[str, float]) -> str:
+def _sentence(stage: str, objective: str, knobs: Mapping[str, Any], section: Post, rates: Mapping[str, float]) -> str:
     """One stage of training in words."""
     pace = ", ".join(f"{part} {rate:g}" if rate else f"{part} frozen" for part, rate in rates.items())
     turned = f" {_told(knobs)}" if knobs else ""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pivot import lookup
 from pivot.knobs import Wrong, fill
-from pivot.recipe import OF_DATA, Arm, Post, Recipe
 from pivot.records import BadInput, Example
+from pivot.sections import OF_DATA, Arm, Post, Recipe
 from pivot.stages import TRAINING, Stage
 
 if TYPE_CHECKING:

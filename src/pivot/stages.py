@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pivot import lookup
 from pivot.knobs import nearest
-from pivot.recipe import Recipe
 from pivot.records import BadInput
 from pivot.runfolder import ORIGINAL
+from pivot.sections import Recipe
 
 TRAINING = ("pretrain", "align", "instruct", "post")
 Kind = Literal["pretrain", "align", "instruct", "post", "detach", "saliency", "probe", "bench", "report"]

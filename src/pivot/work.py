@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pivot import lookup
-from pivot import recipe as recipes
 from pivot.beginning import given, initial, steady
 from pivot.crew import Crew
 from pivot.files import discard, read_json
 from pivot.provenance import of_arm
-from pivot.recipe import Post, Recipe
 from pivot.records import BadInput, CheckFailed
 from pivot.runfolder import ORIGINAL, RunFolder
+from pivot.sections import Post, Rates, Recipe, knobs
 from pivot.stages import TRAINING, Stage, stages
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ class Work:
         assert self.recipe.post and arm.objective and arm.rates
         return self._train(stage, self.recipe.post, arm.objective, arm.rates)
 
-    def _train(self, stage: Stage, section: Post, objective: Mapping[str, Any], rates: recipes.Rates) -> list[Path]:
+    def _train(self, stage: Stage, section: Post, objective: Mapping[str, Any], rates: Rates) -> list[Path]:
         from pivot.train import Rates, Settings, train
 
         folder = self.folder.path / stage.name
@@ -198,7 +197,7 @@ class Work:
 
         use, arm = self.recipe.probes[stage.entry], self.recipe.arms[stage.arm]
         assert self.recipe.post and arm.objective
-        probe = lookup.find("probe", use["use"])(**recipes.knobs(use))
+        probe = lookup.find("probe", use["use"])(**knobs(use))
         mllm = self.entering("post").to(_device())
         steady(mllm.model)
         folder = self.folder.path / stage.name
@@ -212,7 +211,7 @@ class Work:
         from pivot.encoder import Encoder
 
         use = self.recipe.probes[stage.entry]
-        probe = lookup.find("probe", use["use"])(**recipes.knobs(use))
+        probe = lookup.find("probe", use["use"])(**knobs(use))
         if probe.READS == "gradients":
             found = list(probe.measured({stage.arm: self.folder.path / f"saliency-{stage.entry}" / stage.arm}))
         else:
@@ -234,7 +233,7 @@ class Work:
         mllm = self._trained(stage).to(_device())
         steady(mllm.model)
         answers = self.folder.answers_file(stage.arm, stage.seed, stage.entry)
-        benchmark = lookup.find("bench", use["use"])(**recipes.knobs(use))
+        benchmark = lookup.find("bench", use["use"])(**knobs(use))
         found = ask.run(
             benchmark,
             ask.speaking(mllm, benchmark),

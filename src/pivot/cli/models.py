@@ -78,8 +78,9 @@ def bench_run(
     What the same model answered to the same questions before is graded again, not asked; other answers of that name are not
     overwritten.
     """
-    from pivot.recipe import NAME, instrument, read
+    from pivot.recipe import instrument, read
     from pivot.runfolder import RunFolder
+    from pivot.sections import NAME
 
     arm = arm or re.sub(r"[^\w.+]+", "_", mllm).strip("_.") or "mllm"
     if not re.match(NAME, arm):

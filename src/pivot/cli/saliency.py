@@ -34,7 +34,8 @@ def saliency(
     json: Json = False,
 ) -> None:
     """Write on which patches of a picture an objective's loss depends. The same command goes on after a kill."""
-    from pivot.recipe import NAME, instrument, read
+    from pivot.recipe import instrument, read
+    from pivot.sections import NAME
 
     asked = {"at": at, "steps": steps, "rate": rate, "size": size, "keep": keep, "precision": precision, "batch": batch, "seed": seed}
     knobs = {name: value for name, value in asked.items() if value is not None}
