@@ -157,8 +157,6 @@ CHAT = "arms.grpo.objective.chat"
 @pytest.mark.parametrize(
     ("name", "change", "says"),
     [
-        ("ppo-llava-rlhf", f"{PPO}.reward_model=/nowhere", "objective ppo, reward_model: no such folder: /nowhere"),
-        ("ppo-llava-rlhf", f"{PPO}.critic_from=.", "objective ppo, critic_from: . is no reward model"),
         ("ppo-llava-rlhf", f"{PPO}.critic=shared", "critic_from is where a separate critic begins"),
         ("ppo-llava-rlhf", "post.template=plain", "objective ppo learns from replies that the model writes itself, so template plain"),
         ("ppo-llava-rlhf", "post.label_mask=llava_next", "so label_mask llava_next is none for it; use clean"),
@@ -176,6 +174,25 @@ def test_what_a_stage_would_trip_over_hours_later_is_said_at_once(
         assert cli.call([*given, *more]) == 2
         err = capsys.readouterr().err
         assert says in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (f"{PPO}.reward_model=/nowhere", "objective ppo, reward_model: no such folder: /nowhere"),
+        (f"{PPO}.critic_from=.", "objective ppo, critic_from: . is no reward model"),
+    ],
+)
+def test_a_plan_is_made_before_the_reward_model_is_trained_and_a_run_is_not(
+    change: str, says: str, judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = HOME + "ppo-llava-rlhf"
+    given = ["run", name, *changes(name, "world,size=4", judge), change]
+    assert cli.call([*given, "--plan"]) == 0
+    capsys.readouterr()
+    assert cli.call([*given, f"out={tmp_path / 'run'}"]) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
 
 
 def test_a_key_that_is_not_there_is_missed_before_anything_trains(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

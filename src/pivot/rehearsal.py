@@ -129,6 +129,9 @@ class Rehearsal:
                     from pivot.chat import Chat
 
                     Chat(**knobs)  # a plan is made where the key need not be; a run needs it
+                for knob in ("reward_model", "critic_from"):  # and before the model that judges is trained
+                    if folder := getattr(teaching.made, knob, None):
+                        _check_judge(Path(folder), f"objective {teaching.objective['name']}, {knob}")
                 if teaching.settings.lora:
                     from pivot.train import Rates
                     from pivot.train.parts import asked as adapters_asked
@@ -144,7 +147,7 @@ class Rehearsal:
 
 
 def check_online(teaching: Teaching) -> None:
-    """Refuse models to judge with that are not there or that nobody asks, and settings that replies cannot have."""
+    """Refuse judges that nobody asks, and settings that replies cannot have."""
     from pivot.reward._contract import needs
     from pivot.train.setup import check_style
 
@@ -153,9 +156,6 @@ def check_online(teaching: Teaching) -> None:
     for knob, handed in (("reward_model", "score"), ("chat", "ask")):
         if getattr(objective, knob) is not None and handed not in needs(objective.reward):
             raise BadInput(f"{called}: reward '{objective.reward['name']}' asks no {knob}; leave it out, or take a reward that does")
-    for knob in ("reward_model", "critic_from"):
-        if (folder := getattr(objective, knob, None)) is not None:
-            _check_judge(Path(folder), f"{called}, {knob}")
     if objective.chat is not None:
         _check_chat(objective.chat, f"{called}, chat")
 
