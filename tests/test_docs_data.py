@@ -6,8 +6,9 @@ import json
 import re
 import shlex
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -15,7 +16,8 @@ import yaml
 
 from pivot import cli, lookup, recipe
 from pivot.data.writing.convert import named, written
-from pivot.records import Response
+from pivot.records import AnswerKind, Response
+from pivot.reward._contract import made
 from pivot.seen import reader_of
 
 TEXT = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -43,6 +45,44 @@ def test_the_row_shown_is_read_by_its_reader_alone(name: str, tmp_path: Path) ->
     assert reader_of(file) == name
     (example,) = recipe.read(f"{name},{file}")
     assert example.images and (example.responses or example.answer)
+
+
+def answers() -> list[tuple[str, str, str, dict[str, Any]]]:
+    """Kind, answer, right reply and meta of each row of the table of answers."""
+    table = TEXT.partition("## Answers")[2].partition("\n## ")[0]
+    found = re.findall(r"^\| `(\w+)` \| `(.*?)` \|(?: `(.*?)`)? \|(?: `(\{.*?\})`.*?)? \|$", table, re.MULTILINE)
+    return [(kind, answer, reply, json.loads(meta or "{}")) for kind, answer, reply, meta in found]
+
+
+@pytest.mark.parametrize(("kind", "answer", "reply", "meta"), answers())
+def test_answers_are_given_and_judged_as_shown(kind: str, answer: str, reply: str, meta: dict[str, Any], tmp_path: Path) -> None:
+    plain = {"id": "1", "prompt": "What?", "answer": answer, "answer_kind": kind}
+    (tmp_path / "own.jsonl").write_text(json.dumps({**plain, "meta": meta}) + "\n")
+    (tmp_path / "other.jsonl").write_text(json.dumps({**plain, **meta, "images": []}) + "\n")
+    judge = made("mixed")
+    for line in (f"rows,{tmp_path / 'own.jsonl'}", f"trl,{tmp_path / 'other.jsonl'}"):
+        (example,) = recipe.read(line)
+        if kind == "maths" and not find_spec("math_verify"):
+            continue
+        if reply:
+            assert judge(reply, example) == 1.0 and judge("I cannot tell.", example) == 0.0
+            assert not judge("I cannot tell.", example).failed
+        else:
+            assert judge("anything", example).failed
+
+
+def test_every_kind_of_answer_is_shown() -> None:
+    assert {kind for kind, *_ in answers()} == set(get_args(AnswerKind)) and len(answers()) == len(get_args(AnswerKind)) + 1
+
+
+def test_boxes_in_other_coordinates_are_compared_by_the_option_and_keys_shown(tmp_path: Path) -> None:
+    ((_, answer, _, meta),) = [row for row in answers() if row[0] == "box"]
+    (option,) = re.findall(r"option `reply_in` of reward `iou`: `(.*?)`\)", TEXT)
+    row = {"id": "1", "prompt": "Where?", "answer": answer, "answer_kind": "box"}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({**row, "meta": one}) + "\n" for one in (meta, {"coordinates": "pixels"})))
+    known, unknown = recipe.read(f"rows,{tmp_path / 'a.jsonl'}")
+    judge, reply = made(yaml.safe_load(option)), "[62.5, 62.5, 312.5, 375]"
+    assert judge(reply, known) == pytest.approx(1.0) and judge(reply, unknown).failed
 
 
 def test_headings_and_blocks_stand_apart() -> None:

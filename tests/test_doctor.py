@@ -341,6 +341,20 @@ def test_an_id_twice_is_a_note_and_still_mended_in_a_copy(tmp_path: Path, capsys
     assert code == 0 and "nothing to leave out" in out and not (tmp_path / "c.json").exists()
 
 
+def test_answers_of_no_kind_are_noted_with_what_to_add(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"images": [], "prompt": "How many?"}
+    rows = [{**row, "id": f"{n}", "answer": f"{n}"} for n in range(3)] + [{**row, "id": "none"}]
+    file = lines(tmp_path / "a.jsonl", [*rows, {**row, "id": "said", "answer": "9", "answer_kind": "number"}])
+    code, out, _ = call(capsys, f"rows,{file}", "--json")
+    told = json.loads(out)
+    assert (code, told["clean"], told["notes"]["no-answer-kind"]) == (0, True, 3)
+    assert [(one["row"], one["says"]) for one in told["findings"]["no-answer-kind"]] == [(0, "'0'"), (1, "'1'"), (2, "'2'")]
+    code, out, _ = call(capsys, f"rows,{file}")
+    assert code == 0 and "3  no-answer-kind   an answer, and no answer_kind to judge replies by; rows,PATH,kind=number gives one" in out
+    code, out, _ = call(capsys, f"rows,{file},kind=number")
+    assert code == 0 and "no-answer-kind" not in out
+
+
 def test_rows_without_a_picture_are_noted_where_nearly_all_have_one(tmp_path: Path) -> None:
     picture = put(tmp_path, "a.png", 1)
     rows = [{"prompt": f"What {n}?", "chosen": "A.", "rejected": "B.", "image": picture} for n in range(200)]

@@ -165,6 +165,20 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, line: Any, said: s
     assert said in str(caught.value) and "; " in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_kind_given_for_all_is_that_of_answers_that_have_none(tmp_path: Path) -> None:
+    """Kinds that rows have stay, what has no answer gets none, and the data is another then."""
+    given = [{**GOOD, "answer": "2"}, {**GOOD, "answer": "2", "answer_kind": "maths"}, GOOD, {**GOOD, "answer": "3", "answer_kind": None}]
+    lines(tmp_path, *given)
+    line = f"rows,{tmp_path / ROWS}"
+    assert [row.answer_kind for row in recipe.read(line)] == [None, "maths", None, None]
+    assert [row.answer_kind for row in recipe.read(f"{line},kind=number")] == ["number", "maths", None, "number"]
+    assert [row.answer_kind for row in recipe.read(f"{line},kind=text,size=1")] == ["text"]
+    read = [rows.read(str(tmp_path), kind=kind) for kind in (None, "number", "text")]  # type: ignore[arg-type]
+    assert len({some.fingerprint() for some in read}) == 3
+    with pytest.raises(BadInput, match="kind: input should be 'choice', 'number', 'text', 'box', 'maths' or 'open', not 'count'"):
+        recipe.read(f"{line},kind=count")
+
+
 def test_what_json_cannot_hold_is_named_and_nothing_half_is_left(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="row odd: its meta"):
         list(write([Example("odd", (), "?", meta={"what": object()})], tmp_path))

@@ -72,10 +72,14 @@ class _Row(_Part):
 
 @dataclass(frozen=True)
 class Rows(Lazy[Example]):
-    """The lines of one file. Where each begins is known from the start; what it says is read when it is asked for."""
+    """The lines of one file. Where each begins is known from the start; what it says is read when it is asked for.
+
+    `kind`: of the answers whose rows do not say it.
+    """
 
     file: Path
     lines: Table
+    kind: AnswerKind | None = None
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -83,7 +87,10 @@ class Rows(Lazy[Example]):
     def one(self, index: int) -> Example:
         plain = self.lines.one(index)
         try:
-            return _example(_Row.model_validate(plain), self.file.parent, partial(self.where, index))
+            row = _Row.model_validate(plain)
+            if row.answer is not None and row.answer_kind is None:
+                row.answer_kind = self.kind
+            return _example(row, self.file.parent, partial(self.where, index))
         except ValidationError as wrong:
             error = wrong.errors(include_input=False)[0]  # what was given instead may be a whole conversation
             keys = ".".join(str(key) for key in error["loc"])
@@ -101,7 +108,7 @@ class Rows(Lazy[Example]):
     def fingerprint(self) -> str:
         """Of what its lines say, and, as long as these are not more than MANY, of size and time of the files that they name."""
         beside = [look(self.file.parent / name) for name in sorted(set(self._named()))] if len(self) <= MANY else []
-        return hash_json([self.lines.fingerprint(), len(self), beside])
+        return hash_json([self.lines.fingerprint(), len(self), beside, *([self.kind] if self.kind else [])])
 
     def _named(self) -> Iterator[str]:
         """Files that the lines name, as far as they can be read: what is wrong with a line is said when its row is asked for."""
@@ -116,12 +123,12 @@ class Rows(Lazy[Example]):
                 yield row.truth.file
 
 
-def read(path: str, *, size: int | None = None) -> Rows:
-    """Open the rows of a folder (its `data.jsonl`), or of one .jsonl file; the first `size` of them."""
+def read(path: str, *, kind: AnswerKind | None = None, size: int | None = None) -> Rows:
+    """Open the rows of a folder (its `data.jsonl`), or of one .jsonl file; the first `size` of them. `kind`: see `Rows`."""
     file = Path(path) / ROWS if Path(path).is_dir() else Path(path)
     if not file.exists():
         raise BadInput(f"rows not found: {file}; give the folder that `pivot data make` wrote, or its {ROWS}")
-    return Rows(file, first(table(file), size))
+    return Rows(file, first(table(file), size), kind)
 
 
 def knows(seen: Seen) -> bool:

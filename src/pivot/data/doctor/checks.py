@@ -44,6 +44,7 @@ NOTES = {
     "several-images": "more than one picture",
     "no-picture": "no picture, where more than 99 of 100 rows have one",
     "other-class": "an earlier row has the same picture and another class",
+    "no-answer-kind": "an answer, and no answer_kind to judge replies by; rows,PATH,kind=number gives one (docs/data.md, Answers)",
     "duplicate-id": "an earlier row has the same id",  # published mixtures repeat them, and nothing goes by them
 }
 BIT = {code: 1 << number for number, code in enumerate([*FAULTS, *NOTES])}
@@ -64,6 +65,8 @@ def faults(example: Example, tagged: bool) -> Iterator[Fault]:
     asked = turns_of(example.prompt, "user")
     if len(example.images) > 1:
         yield Fault("several-images", f"{len(example.images)} pictures")
+    if example.answer is not None and example.answer_kind is None:
+        yield Fault("no-answer-kind", short(example.answer))
     for where, text in texts(example):
         if (at := halved(text)) is not None:
             yield Fault("broken-text", f"{where}, character {at}")
