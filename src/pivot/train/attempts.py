@@ -19,7 +19,8 @@ from pivot.model.score import Scorer
 from pivot.records import BadInput, Example, Response
 from pivot.reward._contract import Reply, Score, needs, unjudged
 from pivot.train.feed import read
-from pivot.train.pairing import Attempt, Method, Record, Settings, checkable, continuable, question
+from pivot.train.pairing import Attempt, Record, continuable
+from pivot.train.wanted import Known, Method, Settings, known, question
 
 if TYPE_CHECKING:
     from pivot.model.mllm import MLLM
@@ -34,6 +35,7 @@ class Try:
     number: int
     example: Example
     prompt: Row
+    answer: Known
     methods: tuple[Method, ...]
     attempts: list[Attempt] = field(default_factory=list)
     said: list[list[int]] = field(default_factory=list)
@@ -42,6 +44,11 @@ class Try:
     def add(self, attempt: Attempt, said: list[int]) -> None:
         self.attempts.append(attempt)
         self.said.append(said)
+
+    @property
+    def record(self) -> Record:
+        """What is kept of it."""
+        return Record(self.number, self.example.id, self.methods, tuple(self.attempts), answer=self.answer)
 
 
 class Attempts:
@@ -61,24 +68,26 @@ class Attempts:
         self._judged(tries)
         self._continue([one for one in tries if "dropout" in one.methods and one.example.images])
         self._judged(tries)
-        return [one if isinstance(one, Record) else Record(one.number, one.example.id, one.methods, tuple(one.attempts)) for one in opened]
+        return [one if isinstance(one, Record) else one.record for one in opened]
 
     def _opened(self, number: int) -> Try | Record:
         name = ""
+        answer: Known = "none"
         try:
             example = read(self._examples, number)
-            name = example.id
+            name, answer = example.id, known(example)
+            if refused := self._settings.refusal(example):
+                return Record(number, name, self._settings.methods(answer), failed=refused, answer=answer)
             example = question(example)
-            found = Try(
-                number, example, self._mllm.encode(replace(example, responses=()), limit=self._limit), self._settings.methods(example)
-            )
+            prompt = self._mllm.encode(replace(example, responses=()), limit=self._limit)
+            found = Try(number, example, prompt, answer, self._settings.methods(answer))
             text = next((response.text for response in example.responses if response.role == "chosen"), None)
             if "dropout" in found.methods and self._settings.chosen == "data" and isinstance(text, str):
                 *said, _end = self._mllm.encode(_blind(example, Response(text)), limit=self._limit).branches[0].ids
                 found.add(Attempt(text, len(said), "data"), said)
             return found
         except (BadInput, OSError) as wrong:
-            return Record(number, name, failed=str(wrong))
+            return Record(number, name, failed=str(wrong), answer=answer)
 
     # ---- asking
 
@@ -91,20 +100,21 @@ class Attempts:
                 one.add(Attempt(self._text(said), len(said), finished=done), said)
 
     def _continue(self, tries: Sequence[Try]) -> None:
-        """Let each attempt that could be chosen be continued from its beginning, without pictures."""
+        """Let each attempt that could be chosen be continued from its beginning, without pictures.
+
+        How it goes on follows from its own number, and not from which others could be chosen: so it is the same for any threshold.
+        """
         settings = self._settings
         begun = list[tuple[Try, int, int]]()
         for one in tries:
-            fit = [number for number, attempt in enumerate(one.attempts) if continuable(attempt, settings.threshold)]
-            from_data = [number for number in fit if one.attempts[number].origin == "data"]
-            wanted = from_data * settings.samples if settings.chosen == "data" else fit
-            begun += [(one, number, time) for time, number in enumerate(wanted)]
+            fit = [n for n, at in enumerate(one.attempts) if at.origin == settings.chosen and continuable(at, settings.threshold)]
+            begun += [(one, number, time) for number in fit for time in range(settings.samples if settings.chosen == "data" else 1)]
         size = settings.batch * settings.samples
         for some in (begun[start : start + size] for start in range(0, len(begun), size)):
             rows, cuts = [], [max(1, int(len(one.said[number]) * settings.share)) for one, number, _ in some]
             for (one, number, _), kept in zip(some, cuts, strict=True):
                 rows.append(_behind(self._mllm.encode(_blind(one.example)), one.said[number][:kept]))
-            found = self._written(rows, [f"{one.number} continued {time}" for one, _, time in some], 1)
+            found = self._written(rows, [f"{one.number} continued {number} {time}" for one, number, time in some], 1)
             for (one, number, _), kept, (ids,), (done,) in zip(some, cuts, found.ids, found.finished, strict=True):
                 said = one.said[number][:kept] + (ids[:-1] if done else ids)
                 one.add(Attempt(self._text(said), len(said), "continued", done, begun=number, kept=kept), said)
@@ -127,7 +137,7 @@ class Attempts:
 
         A model that judges nothing of a whole batch is out of order: what it said of later ones would be worth no more.
         """
-        asked = [one for one in tries if "correctness" in one.methods or checkable(one.example)]
+        asked = [one for one in tries if "correctness" in one.methods or one.answer == "checkable"]
         wanted = [(one, number) for one in asked for number in range(one.judged, len(one.attempts))]
         replies = [Reply(at.text, at.tokens / self._settings.max_new, at.finished) for at in (one.attempts[n] for one, n in wanted)]
         named = [replace(one.example, id=f"row {one.number}") for one, _ in wanted]  # data may repeat an id, and scores go by it

@@ -10,84 +10,14 @@ all pairs that could be taken, those are sought whose lengths differ by nothing 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from itertools import product
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
-from pydantic import Field
+from pivot.train.wanted import Known, Method, Settings
 
-from pivot.records import BadInput, Example
-from pivot.reward._contract import Spec, needs
-
-if TYPE_CHECKING:
-    from pivot.model.rollout import Sampling
-
-Method = Literal["correctness", "dropout"]
 IMAGE = "<image>"  # as in data/turns.py: a response that says it could not be trained on
-
-
-Route = Literal["correctness", "dropout", "both"]
-CHECKABLE = ("choice", "number", "text", "box", "maths")  # kinds of answers that a rule can compare with
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How pairs are made: of `samples` attempts a row, by each method up to `pairs` pairs a row.
-
-    `route`: right against wrong attempts (correctness), attempts against their beginning continued without pictures (dropout), or both;
-    by default correctness where a row has an answer that can be checked, else dropout. `reward` judges, with a `reward_model` or a `chat`
-    if it asks for one; from `threshold` on an attempt is right. `chosen`: whether dropout begins with attempts or with the data's own
-    response, of which it keeps a `share`.
-    """
-
-    samples: Annotated[int, Field(ge=1)] = 8
-    pairs: Annotated[int, Field(ge=1)] = 1
-    route: Route | None = None
-    reward: Spec = field(default_factory=lambda: {"name": "mixed"})
-    reward_model: str | None = None
-    chat: dict[str, Any] | None = None
-    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.5
-    chosen: Literal["sampled", "data"] = "sampled"
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    max_new: Annotated[int, Field(ge=1)] = 128
-    batch: Annotated[int, Field(ge=1)] = 16
-    seed: int = 0
-    limit: Annotated[int, Field(ge=1)] | None = None
-
-    def __post_init__(self) -> None:
-        given = {"score": ("reward_model", self.reward_model), "ask": ("chat", self.chat)}
-        for name in sorted(name for what in needs(self.reward) for name, value in [given[what]] if value is None):
-            raise BadInput(f"reward '{self.reward['name']}' judges with a model; give {name}")
-
-    def methods(self, example: Example) -> tuple[Method, ...]:
-        """How pairs are made of a row."""
-        if self.route == "both":
-            return get_args(Method)
-        return (self.route or ("correctness" if checkable(example) else "dropout"),)
-
-    def sampling(self, k: int) -> Sampling:
-        from pivot.model.rollout import Sampling
-
-        return Sampling(k, self.temperature, self.top_p, self.max_new)
-
-
-def question(example: Example) -> Example:
-    """The example as a row of MMPR can ask it: as one text, a system turn in front of what the user says."""
-    if isinstance(example.prompt, str):
-        return example
-    roles = [turn["role"] for turn in example.prompt]
-    if roles not in (["user"], ["system", "user"]):
-        told = f"a row of MMPR has one question, and at most a system turn before it; here turns are {', '.join(roles) or 'none'}"
-        raise BadInput(f"row {example.id}: {told}; leave the row out")
-    return replace(example, prompt="\n\n".join(turn["content"].strip() for turn in example.prompt))
-
-
-def checkable(example: Example) -> bool:
-    """Whether a row has an answer that can be checked."""
-    return example.answer is not None and example.answer_kind in CHECKABLE
 
 
 @dataclass(frozen=True)
@@ -123,13 +53,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Record:
-    """What was tried at one row, and by which methods it is to be paired. `failed`: why nothing could be tried."""
+    """What was tried at one row, for which methods, and what its answer is. `failed`: why nothing could be tried."""
 
     row: int
     id: str
     methods: tuple[Method, ...] = ()
     attempts: tuple[Attempt, ...] = ()
     failed: str | None = None
+    answer: Known = "none"
 
 
 class Pair(NamedTuple):
@@ -189,6 +120,15 @@ def _dropout(attempts: Sequence[Attempt], threshold: float) -> Iterator[Pair]:
 def continuable(attempt: Attempt, threshold: float) -> bool:
     """Whether an attempt may be the chosen one of a pair whose other begins as it does."""
     return attempt.usable and attempt.begun is None and attempt.tokens >= 2 and attempt.right(threshold) is not False
+
+
+def lacking(record: Record, settings: Settings, before: float) -> Literal["route", "threshold"] | None:
+    """Which setting asks for attempts that were not made at a row, as these were made with the threshold `before`."""
+    methods = settings.methods(record.answer) if record.methods else ()  # one that cannot be read is tried by none
+    if not set(methods) <= set(record.methods):
+        return "route"
+    begins = [attempt for attempt in record.attempts if attempt.origin == settings.chosen and continuable(attempt, settings.threshold)]
+    return "threshold" if "dropout" in methods and not all(continuable(attempt, before) for attempt in begins) else None
 
 
 def reason(attempts: Sequence[Attempt], method: Method, threshold: float) -> str:

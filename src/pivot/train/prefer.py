@@ -1,7 +1,8 @@
 """Preference pairs from what a model itself says: `attempts.py` asks, `pairing.py` chooses, and here it is kept.
 
 In a folder: `samples.jsonl`, every attempt at every row, batch by batch, so that a job that was killed goes on behind the last whole
-one; then pictures, `pairs.jsonl` and `summary.json`, and last `meta.json`, with which the folder is a set of MMPR.
+one; then pictures, `pairs.jsonl` and `summary.json`, and last `meta.json`, with which the folder is a set of MMPR. All but the attempts
+is made anew, from these, when only settings change that choose among them (`wanted.PAIRING`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,19 @@ from pivot import progress
 from pivot.data.lazy import fingerprint
 from pivot.data.mmpr import META
 from pivot.data.writing import pairs as written
-from pivot.files import append_jsonl, hash_json, read_json, sweep, to_json, write_json
+from pivot.files import append_jsonl, discard, read_json, sweep, to_json, write_json
 from pivot.records import BadInput, Example, Response
-from pivot.train.pairing import Attempt, Method, Pair, Record, Settings, balanced, candidates, lengths, question, reason
+from pivot.train.pairing import Attempt, Pair, Record, balanced, candidates, lacking, lengths, reason
+from pivot.train.wanted import PAIRING, Method, Settings, question
 
 SAMPLES, SUMMARY = "samples.jsonl", "summary.json"
-VERSION = 1  # of samples.jsonl
+VERSION = 2  # of samples.jsonl
 CAP = 20  # attempts that were not judged of which the summary says why; samples.jsonl has all
+HERE = (
+    "another threshold, or a route that was tried, makes other pairs of the same attempts in this folder; "
+    "more samples, another temperature and another reward need another folder"
+)
+NOTHING = "mend that, and give another folder"
 Ask = Callable[[Sequence[int]], Sequence[Record]]  # rows by number, tried together
 
 
@@ -34,15 +41,19 @@ def prefer(ask: Ask, examples: Sequence[Example], out: Path, settings: Settings,
     """Make pairs of rows and write them into a folder; returns its summary.
 
     `model`: a hash of all that decides what it says. A folder that was begun with the same is gone on with, or left as it is if it
-    is complete; any other that is not empty is a `BadInput`.
+    is complete. Where all attempts are there and suffice, other `PAIRING` settings make other pairs of them. Any other folder that is
+    not empty is a `BadInput`.
     """
     rows = min(len(examples), settings.limit or len(examples))
-    begun = {"version": VERSION, "model": model, "data": fingerprint(examples), "settings": asdict(settings)}
-    with _held(out, begun) as file:
-        if not (out / META).exists():
+    now = {"version": VERSION, "model": model, "data": fingerprint(examples), "settings": asdict(settings)}
+    with _held(out, json.loads(to_json(now))) as first:
+        file, anew = out / SAMPLES, {name: first[name] for name in PAIRING if first[name] != getattr(settings, name)}
+        if not _made(out, settings):
+            if anew.keys() - {"pairs"} and _whole(file, rows, settings.batch) < rows:  # attempts go by the others
+                raise BadInput(f"{out} is not complete; go on as it was begun ({_options(anew)}), then make other pairs of its attempts")
             _ask(ask, file, rows, settings.batch)
-            found = _gathered(file, settings)
-            _write(found, file, examples, {**begun, "rows": rows, **found.facts()}, settings)
+            found = _gathered(file, settings, first["threshold"])
+            _write(found, file, examples, {**now, "begun": anew, "rows": rows, **found.facts()}, settings)
         return dict(read_json(out / SUMMARY))
 
 
@@ -50,8 +61,8 @@ def prefer(ask: Ask, examples: Sequence[Example], out: Path, settings: Settings,
 
 
 @contextmanager
-def _held(out: Path, begun: Mapping[str, Any]) -> Iterator[Path]:
-    """The file of attempts, which one process at a time may write."""
+def _held(out: Path, now: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Hold the file of attempts, which one process at a time may write; yields the settings that it was begun with."""
     file = out / SAMPLES
     if out.exists() and not file.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists already; give another path, or remove it first")
@@ -65,17 +76,26 @@ def _held(out: Path, begun: Mapping[str, Any]) -> Iterator[Path]:
         held.seek(0)
         head = held.readline()
         if not head.endswith(b"\n"):
-            append_jsonl(file, begun)
-        elif hash_json(json.loads(head)) != hash_json(begun):
-            differs = ", ".join(_differing(json.loads(head), json.loads(to_json(begun))))
-            raise BadInput(f"{out} was begun otherwise (another {differs}); go on as it was begun, or give another path")
-        yield file
+            append_jsonl(file, now)
+        begun = json.loads(head) if head.endswith(b"\n") else now
+        if differing := [key for key in _differing(begun, now) if key not in PAIRING]:
+            raise BadInput(f"{out} was begun otherwise (another {', '.join(differing)}); go on as it was begun, or give another path")
+        yield begun["settings"]
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs, and of settings which."""
     mine, theirs = ({**one, **one.get("settings", {}), "settings": None} for one in (old, new))
     return [key for key in theirs if mine.get(key) != theirs[key]]
+
+
+def _made(out: Path, settings: Settings) -> bool:
+    """Whether the pairs that are wanted are there."""
+    return (out / META).exists() and read_json(out / SUMMARY)["settings"] == json.loads(to_json(asdict(settings)))
+
+
+def _options(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {'by default' if value is None else value}" for name, value in settings.items())
 
 
 def _ask(ask: Ask, file: Path, rows: int, batch: int) -> None:
@@ -120,11 +140,14 @@ class Found:
     failed: list[dict[str, Any]] = field(default_factory=list)
     unjudged: list[dict[str, Any]] = field(default_factory=list)
     attempts: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
 
     def see(self, record: Record, threshold: float) -> None:
         """Take one row into account."""
+        self.answers[record.answer] += 1
         if record.failed:
             self.failed.append({"row": record.row, "says": record.failed})
+            return
         for method, group in candidates(record, threshold).items():
             if group:
                 self.groups.append(group)
@@ -140,22 +163,31 @@ class Found:
 
     def facts(self) -> dict[str, Any]:
         """For the summary."""
-        return {"failed": self.failed, "unjudged": self.unjudged, "without_pair": dict(self.none), "attempts": dict(self.attempts)}
+        told = {"failed": self.failed, "unjudged": self.unjudged, "without_pair": self.none}
+        return {**told, "attempts": self.attempts, "answers": self.answers}
 
 
-def _gathered(file: Path, settings: Settings) -> Found:
-    found = Found()
+def _gathered(file: Path, settings: Settings, before: float) -> Found:
+    """Look at all rows. `before`: the threshold with which they were tried."""
+    found, lack = Found(), Counter[str]()
     for record in _records(file):
-        found.see(record, settings.threshold)
+        if lacks := lacking(record, settings, before):
+            lack[lacks] += 1
+        found.see(replace(record, methods=settings.methods(record.answer)), settings.threshold)
+    for name, rows in lack.most_common(1):  # before anything that is there goes
+        why = "was not tried" if name == "route" else f"wants continuations that were not tried with {before:g}"
+        raise BadInput(f"{name} {getattr(settings, name)} {why} at {rows:,} rows of {file.parent}; give another path")
     if not found.groups:
         why = ", ".join(f"{what} ({rows})" for what, rows in [*found.none.most_common(), ("failed", len(found.failed))] if rows)
         first = next((f"; row {one['row']}: {one['says']}" for one in [*found.failed, *found.unjudged]), "")
-        raise BadInput(f"no row gave a pair: {why}{first}; try more samples, or another temperature, threshold or route ({file})")
+        raise BadInput(f"no row gave a pair: {why}{first}; {HERE if found.attempts else NOTHING} ({file})")
     return found
 
 
 def _write(found: Found, file: Path, examples: Sequence[Example], facts: Mapping[str, Any], settings: Settings) -> None:
-    """Choose, and write rows, their summary, and what names them."""
+    """Choose, and write rows, their summary, and what names them. Without this name, which goes first, older ones are no set."""
+    for name in (META, SUMMARY, written.PAIRS, written.IMAGES):
+        discard(file.parent / name)
     taken: dict[int, list[Pair]] = {}
     for row, pairs in zip(found.rows, balanced(found.groups, settings.pairs), strict=True):
         taken.setdefault(row, []).extend(pairs)
