@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from pivot import answers
+from pivot.answers.numbers import marked
 from pivot.data import world
 from pivot.records import BadInput, Example
 from pivot.world.item import CUES, ask, draft, say
@@ -66,6 +67,23 @@ CHOICES: list[tuple[str, str | None, str | None]] = [
     ("red? No.", None, None),
     ("Red? No, blue.", "blue", "blue"),
     ("red? no doubt", "red", "red"),
+    ("I would not choose red", None, None),
+    ("I wouldn't go with red, it is blue", "blue", "blue"),
+    ("I don't think it's red", None, None),
+    ("I do not believe that the right answer is red. It is blue", "blue", "blue"),
+    ("I do not think so. red", "red", "red"),
+    ("not really red", None, None),
+    ("red is ruled out", None, None),
+    ("red can be excluded, hence blue", "blue", "blue"),
+    ("red doesn't match", None, None),
+    ("red does not fit. blue", "blue", "blue"),
+    ("red is unlikely", None, None),
+    ("red is not likely", None, None),
+    ("red won't work; blue", "blue", "blue"),
+    ("no it is red", "red", "red"),
+    ("blue is not right\nred", "red", "red"),
+    ("red is likely", "red", "red"),
+    ("red does match", "red", "red"),
     ("reddish", None, None),
     ("infrared", None, None),
     ("violet", None, None),
@@ -170,6 +188,14 @@ def test_where_nothing_else_is_asked_what_is_in_front_does_not_matter(question: 
     assert answers.parse("the red shape is in front of the blue shape", asked) is None
 
 
+@pytest.mark.parametrize("question", ["which one does not fit?", "which is the odd one out?", "Which isn't ruled out?"])
+def test_what_does_not_fit_is_the_answer_where_that_is_asked(question: str) -> None:
+    for reply in ("red does not fit", "red doesn't match", "red is unlikely", "red is ruled out"):
+        asked = replace(example("choice", choices=COLOURS), prompt=question)
+        assert answers.parse(reply, asked) == "red" and answers.parse(reply, replace(asked, prompt="which fits?")) is None
+        assert answers.parse("not really red", asked) is None
+
+
 LETTERS = [("B", "B"), ("(B)", "B"), ("a cat, so B", "B"), ("B. a dog", "B"), ("A or B", None), ("the answer is c", None), ("ABC", None)]
 
 
@@ -183,8 +209,16 @@ NUMBERS = [
     ("3.", "3"),
     ("the sum of 2 and 3 is 5.", "5"),
     ("2+3=5", "5"),
-    ("5-3", "3"),
+    ("5-3", None),
+    ("5 minus 3", None),
+    ("five minus three", None),
+    ("5 minus 3 is 2", "2"),
     ("-3", "-3"),
+    ("minus 3", "-3"),
+    ("Negative three", "-3"),
+    ("it is minus twenty-one", "-21"),
+    ("minus -3", "3"),
+    ("not minus 3", None),
     ("it is −4", "-4"),
     ("-0", "0"),
     ("3.50", "3.5"),
@@ -203,6 +237,16 @@ NUMBERS = [
     ("forty", "40"),
     ("nine hundred", None),
     ("two hundred and five", None),
+    ("two thousand and five", None),
+    ("2 hundred 5", None),
+    ("3 thousand", None),
+    ("3 million", None),
+    ("3-million", None),
+    ("three dozen", None),
+    ("3 hundredths", None),
+    ("3 and a half", None),
+    ("1,200 thousand", None),
+    ("1,200 of a thousand", "1200"),
     ("zero", "0"),
     ("one", "1"),
     ("the red one stands beside 3 others", "3"),
@@ -216,6 +260,27 @@ NUMBERS = [
     ("The answers are 4 and 3.", None),
     ("I count 1, 2, 3", "3"),
     ("3, 3", "3"),
+    ("1 2 3 ... 11 12", None),
+    ("count: 1, 2, 3", None),
+    ("The count: 1, 2, 3. So 3", "3"),
+    ("1, 2, 3: there are 3", "3"),
+    ("2-3", None),
+    ("2 – 3", None),
+    ("2…3", None),
+    ("2 to 3", None),
+    ("from 2 up to 3", None),
+    ("between 2 and 3", None),
+    ("between two and three", None),
+    ("between 2 and 5 lie 3 of them", "3"),
+    ("2, maybe 3", None),
+    ("2 (perhaps 3)", None),
+    ("2, but it could be 3", None),
+    ("2-3, I say 3", "3"),
+    ("3 to 3", "3"),
+    ("2\n- 3", "3"),
+    ("one or two", None),
+    ("one to two", None),
+    ("the red one or 3", "3"),
     ("of 4, 3 are red", "3"),
     ("10^3", None),
     ("3.0.1", None),
@@ -233,6 +298,15 @@ NUMBERS = [
 @pytest.mark.parametrize(("reply", "read"), NUMBERS)
 def test_numbers(reply: str, read: str | None) -> None:
     assert answers.parse(reply, example("number")) == read
+
+
+MARKED = [("5", "5.0"), ("minus 5", "-5"), ("1,000", "1000"), ("٥", "5"), ("a 5", "a 05"), ("five", "five"), ("x5", "x5")]
+
+
+def test_numbers_as_words_are_alike_where_their_values_are() -> None:
+    assert all(marked(one) == marked(other) for one, other in MARKED)
+    different = [marked(words) for words in ("5", "-5", "0.5", "50", "5 5", "five", "5th", "x5")]
+    assert len(set(different)) == len(different) and marked("2 of -3.5 cm") == "n2 of nm3p5 cm"
 
 
 TEXTS = [

@@ -48,7 +48,26 @@ DIGITS = [
     ("+12", 1),
     ("-12", 0),
     ("−12", 0),
-    ("5 - 12", 1),
+    ("5 - 12", 0),
+    ("minus 12", 0),
+    ("negative 12", 0),
+    ("minus twelve", 0),
+    ("12 thousand", 0),
+    ("12 million", 0),
+    ("12 dozen", 0),
+    ("twelve hundred", 0),
+    ("12 and a half", 0),
+    ("11-12", 0),
+    ("11–12", 0),
+    ("11 to 12", 0),
+    ("between 11 and 12", 0),
+    ("11, maybe 12", 0),
+    ("11, perhaps 12", 0),
+    ("count: 1 2 3 ... 11 12", 0),
+    ("count: 1 2 3 ... 11 12, so there are 12", 1),
+    ("15 minus 3 is 12", 1),
+    ("15 minus 3", 0),
+    ("12 to 12", 1),
     ("012", 1),
     ("1 2", 0),
     ("1.2e1", 0),
@@ -99,6 +118,19 @@ DIGITS = [
 @pytest.mark.parametrize(("reply", "earned"), DIGITS)
 def test_digits(reply: str, earned: float) -> None:
     assert digit.reward(reply, example("12")) == earned
+
+
+def test_a_sign_may_be_a_word() -> None:
+    for reply, earned in [
+        ("minus 3", 1),
+        ("negative three", 1),
+        ("-3", 1),
+        ("It is minus 3.", 1),
+        ("3", 0),
+        ("5 minus 3", 0),
+        ("minus -3", 0),
+    ]:
+        assert digit.reward(reply, example("-3")) == digit.reward(reply, example("minus three")) == earned, reply
 
 
 def test_a_percentage_is_right_where_one_is_asked_for() -> None:
@@ -169,6 +201,31 @@ CHOICES = [
     ("I doubt it's B", 0),
     ("There is no doubt it's B", 1),
     ("nothing but B", 1),
+    ("I would not choose B", 0),
+    ("I would not choose A but B", 1),
+    ("I wouldn't pick option B", 0),
+    ("I don't think it's B", 0),
+    ("I do not think that the correct answer is (B)", 0),
+    ("not really B", 0),
+    ("B is ruled out", 0),
+    ("B can be excluded", 0),
+    ("B doesn't match", 0),
+    ("(B) does not fit", 0),
+    ("B is unlikely", 0),
+    ("C does not fit, so B", 1),
+    ("A is not correct\nB", 1),
+    ("the answer is b", 1),
+    ("answer: b", 1),
+    ("Answer: (b)", 1),
+    ("option b", 1),
+    ("my choice is b.", 1),
+    ("the answer is b or c", 0),
+    ("the answer is a or b", 0),
+    ("answer: b, not a", 1),
+    ("the answer is a", 0),
+    ("the answer is not b", 0),
+    ("an answer b2b", 0),
+    ("I think (B)", 1),
     ("The answer is B. No wait, C.", 0),
     ("The answer is B. No, it cannot be C.", 1),
     ("The answer is B. There is no C.", 1),
@@ -190,16 +247,6 @@ def test_letters(reply: str, earned: float) -> None:
     for truth in ("B", "(B)", "b", "B. a dog", "Ｂ"):
         assert choice.reward(reply, example(truth, "choice")) == earned
         assert choice.reward(reply, example(truth, "choice", choices=("A", "B", "C", "D"))) == earned
-
-
-def test_a_choice_may_be_said_by_its_text() -> None:
-    animals = ("cat", "dog", "red dog", "bird")
-    for reply, earned in [("dog", 1), ("a dog", 1), ("the red dog", 0), ("cat or dog", 0), ("fish", 0), ("A", 0), ("B", 1), ("D. dog", 0)]:
-        assert choice.reward(reply, example("B", "choice", choices=animals)) == earned, reply
-    for reply, earned in [("dog", 1), ("it is the dog", 1), ("cat", 0), ("dog or cat", 0)]:
-        assert choice.reward(reply, example("dog", "choice", choices=animals)) == earned, reply
-    lost = choice.reward("dog", example("dog", "choice"))
-    assert isinstance(lost, Score) and lost.failed
 
 
 # ---- boxes: the true one is 0.1 0.2 0.5 0.6; half of it is the left half

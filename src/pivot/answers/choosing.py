@@ -25,7 +25,7 @@ JOINED = re.compile(r"(?:\s+\w+)?[\s,]*(?:\b(?:or|and)\b|[/&])(?:\s+(?:a|an|the)
 def choice(reply: str, choices: Sequence[str], several: bool = True, question: str = "") -> str | None:
     """The choice that the reply settles on. `several`: it may name others on its way."""
     reply = unicodedata.normalize("NFKC", reply)
-    named = [m for m in _named(reply, choices) if not denied(m, reply)]
+    named = [m for m in _named(reply, choices) if not denied(m, reply, question)]
     if {c.casefold() for c in choices} == {"yes", "no"}:
         named = [m for m in named if not (m.value.casefold() == "no" and NO_IDEA.match(reply, m.end))]
         other = next((m for m in named if m.value != named[0].value), None)

@@ -24,19 +24,36 @@ CONCLUSION = re.compile(
 EVIDENCE = re.compile(r"\b(?:because|since)\b[^.!?;\n]*", re.IGNORECASE)
 SENTENCE = re.compile(r"[^.!?;\n]*")
 # Right before what it denies, and right behind it.
+RIGHT = r"(?:right|correct|true|it|the (?:right |correct )?(?:answer|one|choice|option))"
+CHOOSE = r"(?:cho+s(?:e|ing)|pick(?:ing)?|select(?:ing)?|tak(?:e|ing)|say(?:ing)?|go(?:ing)?[ \t]+(?:with|for))"
+THINK = (
+    r"(?:think|believe|say|agree)(?:[ \t]+that)?"
+    r"(?:[ \t]*(?:(?:it|this|that)(?:['’]s|[ \t]+is)|the[ \t]+(?:(?:right|correct)[ \t]+)?(?:answer|one|choice|option)[ \t]+is))?"
+)
 DENIAL = re.compile(
-    r"(?:\b(?:not|never|no|neither|nor|than|instead of|cannot|cant|except|(?:any(?:thing|one)?|every(?:thing)?|all) but|rule[sd]? out)"
-    r"|n['’]t|(?<!no )(?<!not )(?<!t )(?<!a )(?<!any )(?<!without )(?<!beyond )\bdoubt(?: that)?(?: it(?:['’]s| is))?)"
+    r"(?:(?:\b(?:not|never|cannot|cant|nor)|n['’]t)(?:[ \t]+(?:really|actually|quite|exactly|necessarily|likely|probably))?"
+    rf"(?:[ \t]+(?:{CHOOSE}|{THINK}))?"
+    r"|\b(?:no|neither|than|instead of|except|(?:any(?:thing|one)?|every(?:thing)?|all) but|rule[sd]? out)"
+    r"|(?<!no )(?<!not )(?<!t )(?<!a )(?<!any )(?<!without )(?<!beyond )\bdoubt(?: that)?(?: it(?:['’]s| is))?)"
     r"(?:\s+(?:a|an|the|at|on|in|to|be|option|choice))*[\s(\[*\"'$]*$",
     re.IGNORECASE,
 )
-RIGHT = r"(?:right|correct|true|it|the (?:right |correct )?(?:answer|one|choice|option))"
 DENIED = re.compile(
     r"[\])*\"'.]?(?:\s(?!not\b|never\b)\w+)?\s(?:(?:is|was|are|were|seems|looks|(?:must|would|can|could) be)(?:\s\w+ly)?\s"
     rf"(?:wrong|incorrect|false|untrue|impossible|not {RIGHT})"
     rf"|(?:(?:is|was)n['’]t|can(?:not|['’]t) be|(?:could|would)n['’]t be) {RIGHT})\b",
     re.IGNORECASE,
 )
+# Said of the right choice too, where the question asks which one it is said of.
+EXCLUDED = re.compile(
+    r"[\])*\"'.]?(?:\s(?!not\b|never\b)\w+)?\s(?:"
+    r"(?:is|was|seems|looks|(?:must|can|could|should|may) be|has been)(?:\s\w+ly)?\s(?:"
+    r"(?:ruled out|excluded|eliminated|discarded|dismissed|unlikely|implausible|improbable|not (?:\w+ly )?(?:likely|possible|plausible)))"
+    r"|(?:do(?:es)?|did|can|could|would|will)(?:\snot|n['’]t|not)\s(?:(?:really|quite|seem to)\s)?(?:match|fit|work|apply|hold)"
+    r"|won['’]t\s(?:match|fit|work|apply|hold))\b",
+    re.IGNORECASE,
+)
+ASKS_EXCLUDED = re.compile(r"\b(?:not|except|odd|unlike(?:ly)?|differs?|different|excluded|eliminated|ruled out)\b|n['’]t\b", re.IGNORECASE)
 # A question that the reply itself says no to: "A? No."
 ASKED = re.compile(r"[\])*\"']{0,2}\s?\?\s{0,3}(?:no|nope|wrong)\s{0,3}(?:[.,;:!\n—-]|$)", re.IGNORECASE)
 # What takes back what was said before it: "No, wait: B".
@@ -60,7 +77,10 @@ def last(mentions: Sequence[Mention], reply: str) -> str | None:
     return found.value
 
 
-def denied(mention: Mention, reply: str) -> bool:
-    """Whether it is only named to be denied: "not red", "anything but red", "red is wrong". Slices keep the look-back short."""
-    before = reply[max(0, mention.start - 40) : mention.start]
-    return bool(DENIAL.search(before) or DENIED.match(reply, mention.end) or ASKED.match(reply, mention.end))
+def denied(mention: Mention, reply: str, question: str = "") -> bool:
+    """Whether it is only named to be denied: "not red", "anything but red", "red is wrong", and "red does not fit" unless that is what is
+    asked for. Slices keep the look-back short."""
+    before = reply[max(0, mention.start - 64) : mention.start]
+    if DENIAL.search(before) or DENIED.match(reply, mention.end) or ASKED.match(reply, mention.end):
+        return True
+    return bool(EXCLUDED.match(reply, mention.end)) and not ASKS_EXCLUDED.search(question)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pivot import answers
-from pivot.records import BadInput, Example
+from pivot.records import Example
+from pivot.reward import choice
 from pivot.reward._contract import unjudged
 
 
 def reward(reply: str, example: Example) -> float:
-    """Of several choices: 1 if right. Of yes and no where "no" is true: 0.5 for no, -0.5 for yes. Everything else: 0."""
+    """Of several choices: 1 if right, by `choice`. Of yes and no where "no" is true: 0.5 for no, -0.5 for yes. Everything else: 0."""
     if example.answer_kind != "choice" or example.answer is None:
         return 0.0
-    try:
-        said = answers.parse(reply, example)
-        if {answers.normal(choice) for choice in example.meta["choices"]} != {"yes", "no"}:
-            return float(answers.same(said, example))
-    except BadInput as ungradable:
-        return unjudged(str(ungradable))
-    if answers.normal(example.answer) == "yes" or said is None:
+    choices = example.meta.get("choices")
+    if not isinstance(choices, list | tuple) or {answers.normal(str(one)) for one in choices} != {"yes", "no"}:
+        return choice.reward(reply, example)
+    truth, said = answers.normal(example.answer), answers.parse(reply, example)
+    if truth not in ("yes", "no"):
+        return unjudged(f"the answer of {example.id} is none of its choices")
+    if truth == "yes" or said is None:
         return 0.0
     return 0.5 if answers.normal(said) == "no" else -0.5
