@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,35 @@ def test_a_server_that_is_silent_or_absent(endpoint: Callable[..., Endpoint]) ->
     server.server_close()
     with pytest.raises(BadInput, match=r"did not answer \(ConnectError\)"):
         Chat(server.url, "m", pause=0.01, retries=1).ask("b")
+
+
+@pytest.mark.parametrize("drips", ["head", "body"])
+def test_a_server_that_drips_is_given_no_more_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drips: str) -> None:
+    """A byte every 50 ms: no read is slow, the reply as a whole is."""
+    monkeypatch.setenv("PIVOT_CACHE", str(tmp_path))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    answer = json.dumps(fine("late")[1]).encode()
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer)
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(head if drips == "body" else b"")
+            for byte in answer if drips == "body" else head:
+                if over.wait(0.05):
+                    return
+                with suppress(OSError):  # who asked has gone
+                    connection.sendall(bytes([byte]))
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=lambda: drip(server.accept()[0]), daemon=True).start()
+        chat = Chat(f"http://127.0.0.1:{server.getsockname()[1]}/v1", "m", timeout=0.3, retries=0)
+        start = time.monotonic()
+        with pytest.raises(BadInput, match=r"did not answer in 0\.3 seconds, after 1 tries"):
+            chat.ask("a")
+        assert time.monotonic() - start < 2
+        over.set()
 
 
 def test_many_are_asked_at_once_and_come_back_in_order(endpoint: Callable[..., Endpoint]) -> None:

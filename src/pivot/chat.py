@@ -51,7 +51,8 @@ class Chat:
 
     `options` go into every request (temperature, max_tokens, seed). Answers are kept under `cache` by everything that they depend on:
     endpoint, model, options and messages; False keeps none. A refusal for the moment (429, 5xx, a lost connection) is tried `retries`
-    times more, after 1, 2, 4 ... times `pause` seconds or as long as the endpoint asks for.
+    times more, after 1, 2, 4 ... times `pause` seconds or as long as the endpoint asks for. `timeout`: seconds for one try, from asking to
+    the reply's last byte.
     """
 
     url: str
@@ -142,9 +143,12 @@ class Chat:
         for tried in range(self.retries + 1):
             wait = self.pause * 2**tried
             try:
-                answer = await talk.client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
+                async with asyncio.timeout(self.timeout):  # the client's own is for each read: bytes that drip would never end it
+                    answer = await talk.client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
             except httpx2.HTTPError as lost:
                 wrong = f"did not answer ({type(lost).__name__})"
+            except TimeoutError:
+                wrong = f"did not answer in {self.timeout:g} seconds"
             else:
                 if answer.is_success:
                     return self._said(answer)
