@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from numbers import Real
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
@@ -40,10 +42,11 @@ def reward(
     ours = reply_in or theirs
     units: tuple[Sequence[float], Sequence[float]] = (1.0, 1.0), (1.0, 1.0)
     if ours != theirs or seen:
-        size = example.meta.get("size")
+        size = _size(example.meta.get("size"))
         units = _unit(ours, seen or size), _unit(theirs, size)
-    if not all(units) or (inclusive and theirs != "pixels"):
-        return unjudged(f"the boxes of {example.id} cannot be compared: meta['size'] or what their coordinates are is missing")
+    if not all(units) or theirs not in (None, *get_args(Coordinates)) or (inclusive and theirs != "pixels"):
+        why = "meta['size'], two numbers above 0, or what their coordinates are is missing or none"
+        return unjudged(f"the boxes of {example.id} cannot be compared: {why}")
     found = answers.boxes(reply)
     if not found or (several == "none" and len(found) > 1):
         return 0.0
@@ -52,7 +55,13 @@ def reward(
     return overlap(Box(said.left * x, said.top * y, said.right * x, said.bottom * y), truths[0], edge=1.0 if inclusive else 0.0)
 
 
-def _unit(coordinates: Any, size: Sequence[float] | None) -> Sequence[float]:
+def _unit(coordinates: Any, size: Sequence[float]) -> Sequence[float]:
     """What a whole picture measures in these coordinates; empty if that is not known."""
-    known = {"normalised": (1.0, 1.0), "thousandths": (1000.0, 1000.0), "pixels": size or ()}
-    return known.get(coordinates, ())
+    return {"normalised": (1.0, 1.0), "thousandths": (1000.0, 1000.0), "pixels": size}.get(str(coordinates), ())
+
+
+def _size(given: Any) -> Sequence[float]:
+    """A picture's width and height as a row of data gives them; empty where it gives anything else, which must not end training."""
+    if not isinstance(given, Sequence) or len(given) != 2 or not all(isinstance(side, Real) for side in given):
+        return ()
+    return tuple(map(float, given)) if all(math.isfinite(side) and side > 0 for side in given) else ()

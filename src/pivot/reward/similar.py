@@ -25,11 +25,12 @@ def reward(
     measure: Literal["rouge_l", "bleu", "anls"] = "rouge_l",
     threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.5,
 ) -> float:
-    """The likeness to the answer or, where `meta["answers"]` lists several, to the nearest of them.
+    """The likeness to the answer or, where `meta["answers"]` lists several, to the nearest of them; one alone need not be in a list.
 
     Case, punctuation and extra space do not count; for ANLS punctuation does. `threshold`: what ANLS counts as nothing alike.
     """
-    truths = [str(one) for one in example.meta.get("answers") or [example.answer] if one]
+    listed = example.meta.get("answers") or example.answer
+    truths = [str(one) for one in (listed if isinstance(listed, list | tuple) else [listed]) if one is not None]
     if not any(answers.normal(truth) for truth in truths):
         return unjudged(f"example {example.id} has no answer with words")
     if measure == "anls":
