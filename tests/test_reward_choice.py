@@ -58,6 +58,7 @@ NUMBERS = [
     ("A", ("50", "50%"), "50", 1),
     ("A", ("50", "50%"), "50%", 0),
     ("A", ("50", "50%"), "A", 1),
+    ("B", ("50", "50%"), "it is 50", 0),  # as words they are one
     ("A", ("0.5", "5"), "0.5", 1),
     ("A", ("1,000", "1"), "1000", 1),
     ("A", ("3 dogs", "4 dogs"), "there are 3 dogs", 1),
@@ -81,8 +82,10 @@ def test_choices_may_be_letters_themselves() -> None:
         ("B", "MF", "B", 1),
         ("B", "AB", "B or C", 0),
         ("B", "ab", "the answer is b", 1),
+        ("A", "ab", "it is a dog", 0),
         ("p.m.", ("a.m.", "p.m."), "p.m.", 1),
         ("p.m.", ("a.m.", "p.m."), "a.m.", 0),
+        ("a.m.", ("p.m.", "a.m."), "a.m.", 1),
         ("B. dog", ("A. cat", "B. dog"), "B", 1),
     ]:
         assert choice.reward(reply, example(truth, tuple(choices))) == earned, (truth, choices, reply)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -205,6 +206,14 @@ def test_a_formula_that_never_ends_is_stopped_in_any_thread() -> None:
     assert all(one == 0 and isinstance(one, Score) and "longer than 0.3 seconds" in str(one.failed) for one in found)
     assert took < 60  # twice 0.3 and a start between, on a busy machine
     assert maths.reward("2/8", example("1/4"), seconds=PATIENT) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of another process")
+def test_the_process_has_a_limit_of_memory() -> None:
+    assert maths.reward("2/46", example("1/23"), seconds=PATIENT) == 1
+    assert maths._comparer.process
+    for limit, most in ((resource.RLIMIT_AS, _equal.MEMORY), (resource.RLIMIT_CORE, 0)):
+        assert resource.prlimit(maths._comparer.process.pid, limit) == (most, most)
 
 
 def test_a_process_that_gets_no_time_is_waited_for_though_not_for_ever() -> None:

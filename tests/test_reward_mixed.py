@@ -345,6 +345,18 @@ LIKE = [  # reply, answer, ROUGE-L, BLEU
     ("12 cm", "12 cm", 1, 1),
     ("cat or dog", "cat", 0.5, (1 / 3)),
     ("<answer>cat</answer>", "cat", 0.5, 1 / 3),
+    ("<answer><answer>cat</answer></answer>", "cat", 1 / 3, 1 / 5),
+    ("the cat </answer> sat", "the cat sat", 6 / 7, math.exp((math.log(3 / 4) + math.log(2 / 4) + math.log(1 / 3)) / 3)),
+    ("cat cat", "cat", 2 / 3, 1 / 2),
+    ("the dog", "the cat", 1 / 2, math.exp((math.log(1 / 2) + math.log(1 / 2)) / 2)),
+    ("don't", "dont", 0, 0),
+    ("１２ cm", "12 cm", 1, 1),
+    ("12cm", "12 cm", 0, 0),
+    ("cat", "?! cat", 1, 1),
+    ("light-blue", "light blue", 1, 1),
+    ("\u202ecat", "cat", 1, 1),
+    ("КАТ", "kat", 0, 0),  # Cyrillic
+    ("rouge: 1.0", "cat", 0, 0),
 ]
 
 
@@ -369,6 +381,12 @@ ANLS = [
     ("12 May 2020", "12 may 2021", 10 / 11),
     ("cat or dog", "cat", 0),
     ("<answer>cat</answer>", "cat", 0),
+    ("CÄT", "cät", 1),
+    ("ca t", "cat", 0.75),
+    ("tac", "cat", 0),
+    ("12 cm", "12cm", 0.8),
+    ("１２", "12", 0),
+    ("cat\u200b", "cat", 0.75),
 ]
 
 
