@@ -8,10 +8,12 @@ Reading never looks at the true answer: a reply is one guess, whoever asks. A re
           2. What follows "because" or "since" in a sentence is evidence and does not count.
           3. Where the question is what stands in front, the one counts that is said to ("red is in front of blue", "behind the red
              one"), whatever else is named.
-          If several are left, the reply is open. Single letters must have their case, or every article would be an A.
-- number  the last number, in digits of any script or in words below a hundred. "one" counts only where no other number
-          stands, because it is a pronoun as well ("the red one"). Ordinals, digits inside words, powers and what is denied ("not 3") are no
-          numbers. A reply that is a bare list of several settles on none.
+          If several are left, the reply is open. Single letters must have their case, or every article would be an A. What is said not
+          to fit is denied, unless the question asks what does not.
+- number  the last number, in digits of any script or in words below a hundred, negative behind "minus" or "negative". "one" counts only
+          where no other number stands, because it is a pronoun as well ("the red one"). Ordinals, digits inside words, powers, what is of
+          another magnitude ("3 thousand") and what is denied ("not 3") are no numbers. A reply that is a bare list of several settles on
+          none, nor does one that ends in a range or a difference ("2 to 3", "5-3") or in a guess beside another number ("2, maybe 3").
 - text    what stands after the last colon, else the last quoted part, else the last run of capitals and digits, else what
           follows the last "is", "says", "reach" and the like, else all of it. Compared without case, punctuation and extra space.
 - box     the first four numbers that stand together as a list, two points, four labelled sides or bare. Right from an overlap of a
