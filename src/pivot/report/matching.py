@@ -197,7 +197,7 @@ def _searches(tried: Mapping[str, Sequence[float] | None], group: Group) -> list
     """Whether each arm's learning rate was looked for as hard as the others', and in the same places."""
     told = {arm: len(set(rates)) for arm, rates in tried.items() if rates}
     silent = [arm for arm in tried if arm not in told]
-    if len(tried) < 2 or (not told and not _rates(group)):
+    if len(tried) < 2 or not (told or (group and _rates(group))):
         return []
     if not told:
         return ["Learning rates differ, and the recipe says of no arm among which its own was chosen (tried)."]
