@@ -285,6 +285,32 @@ def test_a_search_that_was_not_the_same_for_all_arms_is_warned_of(run: RunFolder
     assert all(str(escape(fact)) in page.render(found) for fact in told)
 
 
+def test_of_an_item_that_was_drawn_several_times_one_draw_is_shown_and_all_are_counted(run: RunFolder) -> None:
+    """As `bench` writes them: a row a draw, under one id."""
+    before = {one["id"] for one in collect.collect(run)["items"]}
+    for arm in ("original", "sft", "dpo"):
+        for file in run.path.glob(f"answers/{arm}-seed-*.jsonl"):
+            rows = [{**row, "draw": draw, "reply": f"{row['reply']} {draw}"} for row in read_jsonl(file) for draw in range(3)]
+            write_jsonl(file, rows)
+    found = collect.collect(run)
+    ids = [one["id"] for one in found["items"]]
+    assert len(ids) == len(set(ids)) == len(before) and all(
+        reply["reply"].endswith(" 0") for one in found["items"] for reply in one["replies"]
+    )
+    each = {(one["bench"], one["n"]) for one in found["changes"]}
+    items_of = {row["name"]: row["n"] for row in found["rows"] if row["kind"] == "bench"}
+    assert all(n >= 3 * items_of[bench] for bench, n in each) and each
+    edit_last(run, "dpo", {"draw": [1]})
+    assert [fault["why"].split(";")[0] for fault in collect.collect(run)["left_out"]] == ["a line's draw is no whole number"]
+
+
+def edit_last(run: RunFolder, arm: str, facts: dict[str, Any]) -> None:
+    """Change the last line of an arm's first answers file."""
+    file = sorted(run.path.glob(f"answers/{arm}-seed-*.jsonl"))[0]
+    *rows, last = read_jsonl(file)
+    write_jsonl(file, [*rows, {**last, **facts}])
+
+
 # ---- what is broken
 
 

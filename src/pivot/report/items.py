@@ -1,6 +1,6 @@
 """Example items with the replies of all arms, and how often replies changed at all.
 
-The gallery is no sample: items on which arms disagree come first, task by task. Hence the counts over all items beside it.
+The gallery is no sample: items on which arms disagree come first, task by task. Hence the counts over all replies beside it.
 """
 
 from __future__ import annotations
